@@ -43,7 +43,7 @@ lint: venv
 	$(BIN)/mypy
 
 check: lint  ## in seconds: ruff, mypy, the unit and crash tests
-	$(BIN)/python -m pytest tests/unit tests/crash
+	$(BIN)/python -m pytest tests/unit tests/crash -m 'not slow'
 
 # Without tmux, the tests that need it are skipped and say how to get it.
 test: lint  ## everything: ruff, mypy, all tests

@@ -34,6 +34,13 @@ def utc(seconds_since_epoch: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
 
 
+def _unreadable(path: str, error: OSError) -> JobFileError | OSError:
+    """A hiccup of the file server is no fault of the job; the worker tries again."""
+    if error.errno in disk.CURABLE:
+        return error
+    return JobFileError(path, f"cannot be read: {error.strerror}")
+
+
 class Attempt:
     """One attempt of the job that `own` has in running/."""
 
@@ -51,7 +58,7 @@ class Attempt:
     def launch(self) -> Child:
         """Read the job file once more and start what it says.
 
-        Raises CommandError, JobFileError; OSError if the machine cannot start anything for the moment.
+        Raises CommandError, JobFileError; OSError for what may be cured by trying again.
         """
         job = self._read()
         self._title = job.name or self.name.name
@@ -75,14 +82,14 @@ class Attempt:
         try:
             fd, found = open_job(self.path)
         except OSError as error:
-            raise JobFileError(self.path, f"cannot be read: {error.strerror}") from None
+            raise _unreadable(self.path, error) from None
         try:
             # Who dropped the file was checked before it came here; this is the file that is run.
             if found.st_uid != os.geteuid():
                 raise JobFileError(self.path, f"belongs to another user (uid {found.st_uid}), not run")
             return read_job(fd, self.path)[0]
         except OSError as error:
-            raise JobFileError(self.path, f"cannot be read: {error.strerror}") from None
+            raise _unreadable(self.path, error) from None
         finally:
             os.close(fd)
 
@@ -96,6 +103,8 @@ class Attempt:
                 if folder:
                     disk.make_user_folders(folder)
             except OSError as error:
+                if error.errno in disk.CURABLE:
+                    raise
                 raise CommandError(folder, f"{key}: {(error.strerror or str(error)).lower()}", exit_code=126) from None
         if not os.access(directory, os.X_OK):
             raise CommandError(directory, "workdir: permission denied", exit_code=126)

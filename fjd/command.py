@@ -3,8 +3,9 @@
 A command runs without a shell unless it contains shell syntax, because a shell costs half as much again as the
 process it starts. Without a shell the absolute path of the job file is the last word of the command. With one,
 `sh -c` gets it as `$1`, and it is also appended to the line, so that `OMP_NUM_THREADS=2 ./sim` and `cd run && ./sim`
-hand it to `sim`. It is not appended where the line uses it itself (`$1`, `$@`, `$*`, `$FJD_JOBFILE`) or ends
-in something that takes no argument (`)`, `}`, `;`, `&`, `fi`, `done`, `esac`).
+hand it to `sim`. It is not appended where the line uses it itself (`$1`, `$@`, `$*`, `$FJD_JOBFILE`), ends in
+something that takes no argument (`)`, `}`, `;`, `&`, `fi`, `done`, `esac`), or is a pipeline: its last command is
+a filter, and `sim | tee log` would overwrite the job file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from fjd.errors import CommandError, JobFileError
 
 __all__ = ["argument_vector", "find_program", "script_vector", "words"]
 
+# What stands in single quotes means nothing to a shell, and what stands in double quotes only $ and `.
+_QUOTED = re.compile(r"""'[^']*'|"[^"$`]*\"""")
 # Characters that mean something to a shell even in the middle of a word; quotes and backslashes are not among
 # them, because splitting a command into words understands those.
 _SYNTAX = re.compile(r"[|&;<>()$`*?\[\n]|(?:^|\s)[~#]|^\s*[A-Za-z_]\w*=")
@@ -26,7 +29,7 @@ _SHELL_WORDS = frozenset(
     " shift source time times trap type ulimit umask unalias unset until wait while".split()
 )
 _USES_ARGUMENT = re.compile(r"\$(?:[1@*]|\{[1@*]|FJD_JOBFILE|\{FJD_JOBFILE)")
-_TAKES_NO_ARGUMENT = re.compile(r"(?:[)};&]|\b(?:fi|done|esac))\s*\Z")
+_TAKES_NO_ARGUMENT = re.compile(r"(?<!\|)\|(?!\|)|(?:[)};&<>|]|\b(?:fi|done|esac))\s*\Z")
 
 
 def words(executable: str) -> list[str] | None:
@@ -34,7 +37,7 @@ def words(executable: str) -> list[str] | None:
 
     Raises JobFileError for quotes that do not end.
     """
-    if _SYNTAX.search(executable):
+    if _SYNTAX.search(_unquoted(executable)):
         return None
     if "'" in executable or '"' in executable or "\\" in executable:
         try:
@@ -53,9 +56,15 @@ def argument_vector(executable: str, job_path: str) -> list[str]:
     split = words(executable)
     if split is not None:
         return [*split, job_path]
-    if not _USES_ARGUMENT.search(executable) and not _TAKES_NO_ARGUMENT.search(executable):
+    if not _USES_ARGUMENT.search(executable) and not _TAKES_NO_ARGUMENT.search(_unquoted(executable)):
         executable += ' "$1"'
     return ["/bin/sh", "-c", executable, "sh", job_path]
+
+
+def _unquoted(executable: str) -> str:
+    """`executable` without what quotes hide from a shell."""
+    # A backslash may make a quote one that begins nothing; then all of it counts, which at worst takes a shell.
+    return executable if "\\" in executable else _QUOTED.sub("''", executable)
 
 
 def script_vector(interpreter: str, job_path: str) -> list[str]:

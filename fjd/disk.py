@@ -48,7 +48,7 @@ CURABLE = NO_SPACE | {errno.EIO, errno.ESTALE, errno.EINTR, errno.EAGAIN, errno.
 
 # After these a rename may have happened all the same, or somebody else's may have. EPERM is what sshfs tells the
 # loser of a race.
-_UNSURE = frozenset({errno.ENOENT, errno.ESTALE, errno.EPERM, errno.EIO, errno.EINTR})
+_UNSURE = frozenset({errno.ENOENT, errno.ESTALE, errno.EPERM, errno.EIO, errno.EINTR, errno.ETIMEDOUT})
 
 
 def move(source: str, target: str) -> bool:
@@ -178,7 +178,12 @@ def publish(data: bytes, draft: str, target: str) -> None:
 def replace(data: bytes, draft: str, target: str) -> None:
     """As publish, for a file of fjd's own that may be there already."""
     _write_draft(data, draft)
-    os.replace(draft, target)
+    try:
+        os.replace(draft, target)
+    except OSError as error:
+        # As in `move`. That something of this name is there proves nothing here, but that the draft is gone does.
+        if error.errno not in _UNSURE or exists(draft) or not exists(target):
+            raise
 
 
 def _write_draft(data: bytes, draft: str) -> None:

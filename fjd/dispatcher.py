@@ -32,7 +32,7 @@ from fjd.names import JobName, natural_key
 from fjd.project import Project, trouble
 from fjd.reclaim import Reclaimer
 from fjd.report import Tally
-from fjd.slot import Claim, Judge, is_slot_name
+from fjd.slot import Claim, Judge, discard_unfinished, is_slot_name, is_unfinished
 from fjd.watch import Doorbell, Rhythm
 
 __all__ = ["Dispatcher", "Listener", "Picture"]
@@ -248,7 +248,7 @@ class Dispatcher:
         if self._clock() >= self._next_judgement:
             self._judge_all(paths)
         slots = []
-        for path in sorted(paths):
+        for path in sorted(path for path in paths if not is_unfinished(path)):
             try:
                 slots.append(_Slot(path, os.path.basename(path), disk.list_names(path)))
             except FileNotFoundError:
@@ -257,7 +257,7 @@ class Dispatcher:
 
     def _is_own_slot(self, name: str) -> bool:
         """Whether a slot is of this user; what others made is theirs to serve, and theirs to reclaim."""
-        if not is_slot_name(name):
+        if not is_slot_name(name.removeprefix(".")):
             return False
         if name not in self._own_slots:
             try:
@@ -275,6 +275,10 @@ class Dispatcher:
             lost = self._judge.try_lost(path)
             if lost is None:
                 self._watch_process(path)
+                continue
+            if is_unfinished(path):
+                # Nobody saw this slot, so nothing was assigned to it.
+                discard_unfinished(lost)
                 continue
             if path not in self._told_lost:
                 self._told_lost.add(path)

@@ -202,9 +202,10 @@ class Child:
                 self.seconds = time.monotonic() - self._started
 
     def close(self) -> None:
-        """Close the outputs, without taking what is still in them."""
-        for output in self.outputs:
-            output.close()
+        """Close the outputs, without taking what is still in them. Raises OSError if a file may be incomplete."""
+        with contextlib.ExitStack() as stack:
+            for output in self.outputs:
+                stack.callback(output.close)
         self.outputs = []
 
 

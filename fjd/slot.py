@@ -161,7 +161,7 @@ def _clear(path: str) -> None:
         if name in FILES - {"running"} or name[0] == ".":
             disk.remove(f"{path}/{name}")
     disk.remove_folder(f"{path}/running")
-    if os.path.basename(path)[0] == ".":
+    if is_unfinished(path):
         disk.remove_folder(path)
 
 
@@ -170,6 +170,16 @@ def _names(path: str) -> list[str]:
         return disk.list_names(path)
     except FileNotFoundError:
         return []
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether this is a slot that was never published: its worker is making it, or died before it had."""
+    return os.path.basename(path)[0] == "."
+
+
+def discard_unfinished(lost: LostSlot) -> None:
+    """Remove what is left of a slot whose worker died while it made it."""
+    _clear(lost.path)
 
 
 def give_order(path: str, order: Order) -> None:

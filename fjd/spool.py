@@ -143,6 +143,9 @@ def reject(project: Project, filename: str, reason: str) -> str | None:
         try:
             disk.append_whole(reason_fd, f"{printable(reason)}\n".encode(), reason_path)
             moved = disk.move(f"{project.jobqueue}/{filename}", f"{project.rejected}/{name}")
+        except TargetTaken:
+            # A person put a file of this name there just now. The next look finds another name.
+            pass
         finally:
             disk.close(reason_fd)
     finally:

@@ -193,8 +193,13 @@ class Worker:
             return
         log.info("%s started: %s", title, printable(attempt.command))
         stopped = self._follow(child, title)
-        self._finish(attempt, attempt.record_end(stopped))
-        child.close()
+        record = attempt.record_end(stopped)
+        try:
+            child.close()
+        except OSError as error:
+            # Only a network filesystem tells so late that it could not write what it had taken.
+            log.warning("%s: some of its output may be lost: %s", title, error.strerror)
+        self._finish(attempt, record)
 
     def _follow(self, child: Child, title: str) -> bool:
         """Wait for the end of a child and of all it started; whether it had to be stopped."""
