@@ -5,8 +5,9 @@ corrupts. A line is on disk before the job leaves running/. A reader takes whole
 make no sense: a torn line of a full disk, a block of zeros that a server left, somebody's lie.
 
 The fields, in the order of `Record`: times are UTC (ISO 8601, milliseconds), durations seconds, sizes bytes. `outcome`
-is succeeded or failed, which end a job, or stopped (the worker was fired in mid-job; the job went back to the queue) or
-lost (written by whoever reclaimed it), which do not. Readers merge by ID; of two lines for one attempt either will do.
+is succeeded or failed, which end a job, or stopped (the worker was fired in mid-job; the job went back to the queue),
+which does not. Whoever reclaimed a job writes lost, or held if it was the last of too many. Readers merge by ID; of two
+lines for one attempt either will do.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Any, NamedTuple, get_type_hints
 
 from fjd import disk
 
-__all__ = ["ENDINGS", "Journal", "Journals", "Record", "find"]
+__all__ = ["ENDINGS", "RECLAIMED", "Journal", "Journals", "Record", "find"]
 
 # Outcomes after which a job is not queued again by itself.
-ENDINGS = frozenset({"succeeded", "failed"})
+ENDINGS = frozenset({"succeeded", "failed", "held"})
+# Those that no worker recorded, for people and statistics only.
+RECLAIMED = frozenset({"lost", "held"})
 
 _encode = json.JSONEncoder(separators=(", ", ": ")).encode
 

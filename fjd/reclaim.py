@@ -69,7 +69,7 @@ class Reclaimer:
         ended = {
             record.attempt
             for record in Journals(self._project.journal).new_records(fresh=True)
-            if record.id == job.id and record.attempt < job.attempt and record.outcome != "lost"
+            if record.id == job.id and record.attempt < job.attempt and record.outcome not in journal.RECLAIMED
         }
         return job.attempt - len(ended)
 
@@ -85,8 +85,8 @@ class Reclaimer:
                     worker=lost.name,
                     host=lost.identity.host if lost.identity else "",
                     command="",
-                    outcome="lost",
-                    reason=f"worker lost: {lost.reason}" + ("; held" if hold else ""),
+                    outcome="held" if hold else "lost",
+                    reason=f"worker lost: {lost.reason}",
                     end=utc(time.time()),
                 )
             )

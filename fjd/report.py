@@ -74,23 +74,24 @@ class Tally:
         self._journals.skip()
         self._recent: deque[tuple[float, int]] = deque([(clock(), 0)])
         self.ended = 0
-        # The last outcome of each job that failed, by ID: a job that was tried again and succeeded is not among them.
+        # The last outcome of each job that failed or is held, by ID; not of one that was tried again and succeeded.
         self.failures: dict[str, Record] = {}
         # The last attempt that ended, of jobs that were tried more than once.
         self._retried: dict[str, int] = {}
         # Smoothed; None until the first job ended.
         self.job_seconds: float | None = None
 
-    def update(self) -> bool:
-        """Read what was recorded since the last time; whether there was anything."""
+    def update(self, fresh: bool = False) -> bool:
+        """Read what was recorded since the last time; whether there was anything. `fresh`: see `Journals`."""
         before = self.ended
-        for record in self._journals.new_records():
+        for record in self._journals.new_records(fresh):
             if record.outcome in ENDINGS and self._counts(record):
                 # A job that failed before is counted already.
                 self.ended += self.failures.pop(record.id, None) is None
-                if record.outcome == "failed":
+                if record.outcome != "succeeded":
                     self.failures[record.id] = record
-                self._smooth(record.seconds)
+                if record.outcome != "held":
+                    self._smooth(record.seconds)
         now = self._clock()
         self._recent.append((now, self.ended))
         while len(self._recent) > 2 and self._recent[1][0] < now - self.RATE_SECONDS:

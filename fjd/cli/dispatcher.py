@@ -59,15 +59,20 @@ def _run(options: argparse.Namespace) -> int:
 def _summary(opened: Project, dispatcher: Dispatcher, display: PlainDisplay) -> int:
     """Name the first failures and where their output is; the exit code that follows."""
     tally = dispatcher.tally
+    # The last word: on a network filesystem the passes may have seen an old state of the journals.
+    tally.update(fresh=True)
     failures = list(tally.failures.values())
     if failures:
         complain(f"{len(failures)} of {tally.ended} jobs failed:")
         for record in failures[:_FAILURES_NAMED]:
             where = output_of(opened, record) or "it printed nothing"
-            complain(f"  {record.job} ({record.how}): {where}")
+            how = f"held, {record.how}" if record.outcome == "held" else record.how
+            complain(f"  {record.job} ({how}): {where}")
         if len(failures) > _FAILURES_NAMED:
             complain(f"  and {len(failures) - _FAILURES_NAMED} more")
-        complain("Their job files are in jobrecord/failed/; mv them into jobqueue/ to try again.")
+        places = sorted({"held" if record.outcome == "held" else "failed" for record in failures})
+        where = " and ".join(f"jobrecord/{place}/" for place in places)
+        complain(f"Their job files are in {where}; mv them into jobqueue/ to try again.")
     if display.rejected_count:
         complain(f"{display.rejected_count} files are not jobs; see jobrecord/rejected/.")
     return ExitCode.JOBS_FAILED if failures or display.rejected_count else ExitCode.OK

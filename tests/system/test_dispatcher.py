@@ -46,6 +46,8 @@ def test_two_dispatchers_serve_one_project(rig: Rig) -> None:
     rig.hire(2)
     runs = rig.folder / "runs"
     dispatchers = [rig.start("dispatcher") for _ in range(2)]
+    # One that comes when all is done waits for more.
+    wait_until(lambda: all("started" in dispatcher.out for dispatcher in dispatchers), PATIENCE_SECONDS, rig.report)
     for n in range(60):
         rig.drop_script(f"job{n}.sh", f"echo $FJD_ID >>{runs}")
     for dispatcher in dispatchers:

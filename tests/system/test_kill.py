@@ -96,13 +96,15 @@ def test_job_that_loses_three_workers_is_held_and_the_queue_goes_on(rig: Rig) ->
     assert len(rig.record("done")) == 20
     (held,) = rig.record("held")
     assert held.startswith("killer.")
-    assert [line["outcome"] for line in rig.outcomes("killer")] == ["lost"] * 3
-    assert "held" in result.err
+    assert [line["outcome"] for line in rig.outcomes("killer")] == ["lost", "lost", "held"]
+    assert result.code == 1
+    assert "killer (held, worker lost: its process" in result.err
+    assert "jobrecord/held/" in result.err
     assert len(rig.slots()) == 1
     rig.check()
     # A person who knows better puts it back; it keeps its history, and a number is used once.
     os.rename(rig.path / "jobrecord/held" / held, rig.path / "jobqueue" / held)
-    rig.dispatch()
+    rig.dispatch(code=1)
     assert {line["attempt"] for line in rig.outcomes("killer")} == {1, 2, 3, 4}
     assert len({line["id"] for line in rig.outcomes("killer")}) == 1
     assert len(rig.record("held")) == 1
