@@ -26,7 +26,7 @@ venv: .venv/installed  ## .venv, with fjd and all that its tests need (PYTHON=py
 example: venv  ## ten jobs on four workers, from an empty machine to the results (BACKEND=local does without tmux)
 	@[ '$(BACKEND)' != tmux ] || command -v tmux >/dev/null || { \
 	    echo 'The workers run in tmux, which is not installed. To get it, run one of these:' >&2; \
-	    echo '    apt install tmux    dnf install tmux    brew install tmux' >&2; \
+	    echo '    apt install tmux    dnf install tmux' >&2; \
 	    echo 'or do without it: make example BACKEND=local' >&2; \
 	    exit 1; }
 # Results of an earlier run are removed, so that only this run can pass. Whatever goes wrong, no worker stays behind.

@@ -106,8 +106,6 @@ class Attempt:
                 if error.errno in disk.CURABLE:
                     raise
                 raise CommandError(folder, f"{key}: {(error.strerror or str(error)).lower()}", exit_code=126) from None
-        if not os.access(directory, os.X_OK):
-            raise CommandError(directory, "workdir: permission denied", exit_code=126)
         return directory
 
     def _job_environment(self) -> dict[bytes, bytes]:

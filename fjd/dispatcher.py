@@ -6,7 +6,7 @@ killed at any time.
 
 A pass (`step`) looks at the slots and at jobqueue/, reclaims what lost workers left, assigns, and shares out
 again what slots hold when the queue is empty. Between passes it waits for a doorbell, for the end of a worker's process
-on this host, or for the time when slots will need more.
+on this host, or, while jobs are unfinished, 5 to 250 ms.
 
 How much a slot gets: as many jobs as make about a quarter of a second of work, so that short jobs do not wait for
 the dispatcher; one where jobs are long; and never more than half of its even share of what is left (guided
@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import select
 import time
 from collections import deque
@@ -28,11 +27,11 @@ from typing import NamedTuple, Protocol
 from fjd import disk, host, names, spool
 from fjd.errors import SlotLost, printable
 from fjd.intake import Foreign, Intake, Ready, Rejected, Verdict, Waiting
+from fjd.lookout import Lookout
 from fjd.names import JobName, natural_key
 from fjd.project import Project, trouble
-from fjd.reclaim import Reclaimer
 from fjd.report import Tally
-from fjd.slot import Claim, Judge, discard_unfinished, is_slot_name, is_unfinished
+from fjd.slot import Claim
 from fjd.watch import Doorbell, Rhythm
 
 __all__ = ["Dispatcher", "Listener", "Picture"]
@@ -45,6 +44,8 @@ _LARGEST_BACKLOG = 64
 # Even without any event, everything is looked at again after so long.
 _LONGEST_WAIT_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
+# A dispatcher holds a claim for a pass, which takes milliseconds.
+_REFUSED_SECONDS = 2.0
 # What cannot be assigned yet is examined all the same, so many at a time: what is not a job is told at once.
 _LOOK_AHEAD = 200
 
@@ -56,7 +57,7 @@ class Picture(NamedTuple):
     assigned: int
     running: int
     workers: int
-    # Of the queued: those of other users, which wait for their own workers.
+    # Of the queued: those that are left alone, which are other users', or which the disk does not let go.
     foreign: int
 
     @property
@@ -79,11 +80,10 @@ class Listener(Protocol):
 class _Slot:
     """A slot as this pass found it."""
 
-    __slots__ = ("assigned", "claim", "leaving", "name", "path", "running")
+    __slots__ = ("assigned", "claim", "leaving", "path", "running")
 
-    def __init__(self, path: str, name: str, inside: list[str]) -> None:
+    def __init__(self, path: str, inside: list[str]) -> None:
         self.path = path
-        self.name = name
         self.assigned = spool.assigned_among(inside)
         self.leaving = "fire" in inside or "alive" not in inside
         # Listed after the jobs that wait, so that one which starts meanwhile is seen twice and not never.
@@ -103,8 +103,8 @@ class Dispatcher:
         self._listener = listener
         self._clock = clock
         self._intake = Intake(project, clock)
-        self._judge = Judge(project.settings, project.filesystem, clock)
-        self._reclaimer = Reclaimer(project, f"{host.host_name()}-dispatcher")
+        self._poll = select.epoll()
+        self._lookout = Lookout(project, self._poll, f"{host.host_name()}-dispatcher", clock)
         self.tally = Tally(project, clock)
         self.picture = Picture(0, 0, 0, 0, 0)
         # What jobqueue/ held when it was listed, in the order to assign; and when to look at a file again.
@@ -112,16 +112,14 @@ class Dispatcher:
         self._not_before: dict[str, float] = {}
         self._being_written: set[str] = set()
         self._foreign: set[str] = set()
+        self._immovable: set[str] = set()
         self._examined: set[str] = set()
         # When jobqueue/ was last listed, and how long that took.
         self._listed = -math.inf
         self._listing_seconds = 0.0
         self._pass_seconds = 0.0
-        self._next_judgement = 0.0
-        self._own_slots: dict[str, bool] = {}
-        self._told_lost: set[str] = set()
-        self._process_fds: dict[int, int] = {}
-        self._poll = select.epoll()
+        # Idle slots whose claim somebody else holds, and since when.
+        self._refused_since: dict[str, float] = {}
         self._rhythm = Rhythm(0.005, 0.25)
         self._network_rhythm = Rhythm(0.02, 1.0)
         self._news = True
@@ -130,11 +128,8 @@ class Dispatcher:
         self._is_deaf = False
 
     def close(self) -> None:
-        for fd in self._process_fds.values():
-            os.close(fd)
-        self._process_fds.clear()
+        self._lookout.close()
         self._poll.close()
-        self._reclaimer.close()
 
     # The loop
 
@@ -193,10 +188,7 @@ class Dispatcher:
                     self._not_before.pop(filename, None)
                 self._being_written.clear()
             else:
-                # A worker's process has ended: judge now. Its descriptor would ring for ever.
-                self._next_judgement = 0.0
-                for pid in [pid for pid, known in self._process_fds.items() if known == fd]:
-                    os.close(self._process_fds.pop(pid))
+                self._lookout.process_ended(fd)
 
     def _wait_seconds(self) -> float:
         now = self._clock()
@@ -230,7 +222,7 @@ class Dispatcher:
             assigned=sum(len(slot.assigned) for slot in slots),
             running=sum(len(slot.running) for slot in slots),
             workers=len(slots),
-            foreign=len(self._foreign),
+            foreign=len(self._foreign) + len(self._immovable),
         )
         if self.picture.unfinished:
             self._had_work = True
@@ -243,69 +235,19 @@ class Dispatcher:
         self._listener.passed(self.picture, self.tally)
 
     def _look_at_slots(self) -> list[_Slot]:
-        names_now = [name for name in disk.list_names(self._project.workerqueue) if self._is_own_slot(name)]
-        paths = {f"{self._project.workerqueue}/{name}" for name in names_now}
-        if self._clock() >= self._next_judgement:
-            self._judge_all(paths)
-        slots = []
-        for path in sorted(path for path in paths if not is_unfinished(path)):
-            try:
-                slots.append(_Slot(path, os.path.basename(path), disk.list_names(path)))
-            except FileNotFoundError:
-                continue
-        return slots
-
-    def _is_own_slot(self, name: str) -> bool:
-        """Whether a slot is of this user; what others made is theirs to serve, and theirs to reclaim."""
-        if not is_slot_name(name.removeprefix(".")):
-            return False
-        if name not in self._own_slots:
-            try:
-                found = os.lstat(f"{self._project.workerqueue}/{name}")
-            except FileNotFoundError:
-                return False
-            self._own_slots[name] = found.st_uid == os.geteuid()
-        return self._own_slots[name]
-
-    def _judge_all(self, paths: set[str]) -> None:
-        self._next_judgement = self._clock() + min(1.0, self._project.settings.heartbeat_seconds)
-        self._judge.forget_others(paths)
-        self._forget_processes(paths)
-        for path in sorted(paths):
-            lost = self._judge.try_lost(path)
-            if lost is None:
-                self._watch_process(path)
-                continue
-            if is_unfinished(path):
-                # Nobody saw this slot, so nothing was assigned to it.
-                discard_unfinished(lost)
-                continue
-            if path not in self._told_lost:
-                self._told_lost.add(path)
-                log.warning("%s lost: %s", lost.name, lost.reason)
-            if self._reclaimer.reclaim(lost):
-                paths.discard(path)
+        paths, reclaimed = self._lookout.look()
+        if reclaimed:
             self._news = True
             self._rhythm.quicken()
-
-    def _watch_process(self, path: str) -> None:
-        """Have the kernel tell when a worker of this host ends."""
-        identity = self._judge.identity(path)
-        if identity is None or not identity.is_here or identity.pid in self._process_fds:
-            return
-        try:
-            fd = os.pidfd_open(identity.pid)
-        except (OSError, AttributeError):
-            # Gone since, or an old kernel: the next judgement finds out.
-            return
-        self._process_fds[identity.pid] = fd
-        self._poll.register(fd, select.EPOLLIN)
-
-    def _forget_processes(self, paths: set[str]) -> None:
-        identities = [self._judge.identity(path) for path in paths]
-        pids = {identity.pid for identity in identities if identity is not None}
-        for pid in self._process_fds.keys() - pids:
-            os.close(self._process_fds.pop(pid))
+        slots = []
+        for path in paths:
+            try:
+                slots.append(_Slot(path, disk.list_names(path)))
+            except FileNotFoundError:
+                continue
+        here = {slot.path for slot in slots if slot.is_idle}
+        self._refused_since = {path: since for path, since in self._refused_since.items() if path in here}
+        return slots
 
     def _list_queue(self) -> None:
         """List jobqueue/ if there is news, if all of it is assigned, or if a second has passed.
@@ -327,6 +269,7 @@ class Dispatcher:
         here = set(found)
         self._queue = deque(found)
         self._foreign.clear()
+        self._immovable &= here
         self._examined &= here
         self._not_before = {name: due for name, due in self._not_before.items() if name in here}
         self._intake.forget_others(here)
@@ -345,7 +288,6 @@ class Dispatcher:
         try:
             while self._queue and look_ahead > 0:
                 filename = self._queue.popleft()
-                look_ahead -= room is None
                 if room is None and filename in self._examined:
                     left.append(filename)
                 elif self._may_be_assigned(filename, left):
@@ -354,21 +296,23 @@ class Dispatcher:
                         left.append(filename)
                     else:
                         room = self._assign_one(filename, room, rooms, in_slots, left)
+                # What is left alone must all be known, or it would count as work that is still to be done.
+                look_ahead -= room is None and filename not in self._foreign and filename not in self._immovable
         finally:
             self._queue.extendleft(reversed(left))
             for slot in slots:
                 if slot.claim is not None:
                     slot.claim.release()
                     slot.claim = None
-        return len(self._queue) - len(self._foreign)
+        return len(self._queue) - len(self._foreign) - len(self._immovable)
 
     def _may_be_assigned(self, filename: str, left: list[str]) -> bool:
         """Whether a file of jobqueue/ is a job that can go now; if not, and it stays there, it is added to `left`."""
-        if filename in self._foreign:
+        if filename in self._foreign or filename in self._immovable:
             left.append(filename)
             return False
         verdict = self._examine(filename)
-        if isinstance(verdict, (Waiting, Foreign)):
+        if isinstance(verdict, (Waiting, Foreign)) or filename in self._immovable:
             left.append(filename)
         return isinstance(verdict, Ready)
 
@@ -380,7 +324,7 @@ class Dispatcher:
         slot: _Slot | None = room
         while slot is not None:
             if slot.claim is None and not slot.leaving:
-                slot.claim = Claim.try_take(slot.path)
+                slot.claim = self._try_claim(slot)
             if slot.claim is None or slot.leaving:
                 # Another dispatcher serves it, or it goes.
                 slot.leaving = True
@@ -391,6 +335,10 @@ class Dispatcher:
             except SlotLost:
                 slot.leaving = True
                 continue
+            except OSError as error:
+                self._leave_alone(filename, error)
+                left.append(filename)
+                return slot
             if moved is not None:
                 slot.assigned.append(moved.filename)
                 in_slots[moved.id] = slot.path
@@ -411,13 +359,42 @@ class Dispatcher:
             if verdict.has_writer:
                 self._being_written.add(filename)
         elif isinstance(verdict, Rejected):
-            if spool.reject(self._project, filename, verdict.reason) is not None:
-                self._listener.rejected(filename, verdict.reason)
-                self._had_work = True
+            self._reject(filename, verdict.reason)
         elif isinstance(verdict, Foreign):
             log.debug("%s waits for workers of its owner (uid %d)", printable(filename), verdict.uid)
             self._foreign.add(filename)
         return verdict
+
+    def _reject(self, filename: str, reason: str) -> None:
+        try:
+            rejected = spool.reject(self._project, filename, reason)
+        except OSError as error:
+            self._leave_alone(filename, error)
+            return
+        if rejected is not None:
+            self._listener.rejected(filename, reason)
+            self._had_work = True
+
+    def _leave_alone(self, filename: str, error: OSError) -> None:
+        """Go on without a file that cannot be moved: a directory without write permission, a mount point.
+
+        Raises ProjectError or `error` if it is not the file's fault.
+        """
+        if error.errno in disk.CURABLE:
+            raise error
+        self._project.check()
+        self._immovable.add(filename)
+        path = f"{self._project.jobqueue}/{filename}"
+        log.warning("%s: cannot be moved: %s (take it away)", printable(path), (error.strerror or "").lower())
+
+    def _try_claim(self, slot: _Slot) -> Claim | None:
+        """The claim on a slot; without its lock, if an idle slot was refused for so long that its holder must hang."""
+        claim = Claim.try_take(slot.path)
+        if claim is not None or not slot.is_idle:
+            self._refused_since.pop(slot.path, None)
+            return claim
+        since = self._refused_since.setdefault(slot.path, self._clock())
+        return Claim.without_lock(slot.path) if self._clock() - since > _REFUSED_SECONDS else None
 
     def _depth(self, slots: list[_Slot]) -> int:
         """How many jobs a slot may hold that it has not started."""

@@ -118,13 +118,33 @@ class Intake:
         except FileNotFoundError:
             return None
         except OSError as error:
-            return _unopened(path, error)
+            return self._unopened(filename, path, error)
         try:
             if found.st_uid != os.geteuid():
                 return Foreign(found.st_uid)
             return self._examine_opened(filename, fd, found)
+        except OSError:
+            # The disk's trouble, not the file's; the others must not wait for it.
+            return Waiting(_DISK_TROUBLE_SECONDS)
         finally:
             os.close(fd)
+
+    def _unopened(self, filename: str, path: str, error: OSError) -> Verdict | None:
+        """What to do with a file that could not be opened."""
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        if found.st_uid != os.geteuid():
+            return Foreign(found.st_uid)
+        reasons = {
+            errno.ELOOP: "a symbolic link, not a file (copy the job file itself into jobqueue/)",
+            errno.EACCES: "cannot be read: permission denied (chmod u+r)",
+            errno.EPERM: "cannot be read: permission denied (chmod u+r)",
+            errno.ENXIO: f"{_kind(found.st_mode)}, not a file",
+        }
+        reason = reasons.get(error.errno or 0)
+        return self._reject_settled(filename, found, reason) if reason else Waiting(_DISK_TROUBLE_SECONDS)
 
     def _examine_opened(self, filename: str, fd: int, found: os.stat_result) -> Verdict:
         settle_seconds = self._project.settings.settle_seconds
@@ -215,24 +235,6 @@ def _is_in_slot(slot_path: str, id: str) -> bool:
         except FileNotFoundError:
             continue
     return False
-
-
-def _unopened(path: str, error: OSError) -> Verdict | None:
-    """What a file is that could not be opened."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    if found.st_uid != os.geteuid():
-        return Foreign(found.st_uid)
-    if error.errno == errno.ELOOP:
-        return Rejected("a symbolic link, not a file (copy the job file itself into jobqueue/)")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return Rejected("cannot be read: permission denied (chmod u+r)")
-    if error.errno == errno.ENXIO:
-        return Rejected(f"{_kind(found.st_mode)}, not a file")
-    # The disk's trouble, not the file's; the others must not wait for it.
-    return Waiting(_DISK_TROUBLE_SECONDS)
 
 
 def _kind(mode: int) -> str:

@@ -105,6 +105,9 @@ class Journal:
     def append(self, record: Record) -> None:
         """Add a line. Raises OSError if it could not be written whole; then it may be tried again."""
         line = _encode(record._asdict()).encode() + b"\n"
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+            # Somebody removed the file; what is appended to it now, nobody will ever read.
+            self.close()
         if self._fd < 0:
             self._fd = disk.open_to_append(self.path)
         if self._torn:

@@ -7,7 +7,7 @@ is anything but the job's would break that; workers have no others.
 
 Output goes to a file only when there is some, since creating files for silent jobs halves the rate of short ones.
 
-Known limits: peak memory is the kernel's ru_maxrss, which is never below the size of the worker (about 25 MB): a new
+Known limits: peak memory is the kernel's ru_maxrss, which is never below the size of the worker (about 22 MB): a new
 process counts what it shared with its parent before exec. Where PR_SET_CHILD_SUBREAPER does not exist, processes that
 detach themselves are found by their environment only.
 """
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from fjd import disk
+from fjd import disk, host
 from fjd.errors import CommandError
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class Child:
             try:
                 os.chdir(directory)
             except OSError as error:
+                if error.errno in disk.CURABLE:
+                    raise
                 raise CommandError(
                     directory, f"workdir: {os.strerror(error.errno or 0).lower()}", exit_code=126
                 ) from None
@@ -173,7 +175,7 @@ class Child:
                 # A script without #!: run by sh, as every shell does.
                 return spawn("/bin/sh", ["/bin/sh", program, *argv[1:]])
         except OSError as error:
-            if error.errno in TRANSIENT:
+            if error.errno in TRANSIENT | disk.CURABLE - {errno.EIO}:
                 raise
             raise _cannot_run(program, error) from None
 
@@ -258,17 +260,19 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
             continue
 
 
-def kill_strays(slot_name: str, project_path: str, wait_seconds: float = 2.0) -> bool:
+def kill_strays(
+    slot_name: str, project_path: str, session: tuple[int, int] = (0, 0), wait_seconds: float = 2.0
+) -> bool:
     """Kill what a dead worker's jobs left on this host; whether nothing is left of it.
 
-    They are known by their environment, and so are their descendants and the members of their sessions, whose
-    environment may be another. Killed at once, since the job runs again next; there is no grace for an attempt that
-    cannot be recorded.
+    They are known by their environment, or by their session (`session`: pid and start of its leader), since a program
+    may run in another environment, or write over its own; and so are the descendants of both, and the members of their
+    sessions. Killed at once, since the job runs again next; there is no grace for an attempt that cannot be recorded.
     """
     import psutil
 
     deadline = time.monotonic() + wait_seconds
-    while left := _strays(slot_name, project_path):
+    while left := _strays(slot_name, project_path, session):
         _signal(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=0.1)
         if time.monotonic() > deadline:
@@ -276,31 +280,43 @@ def kill_strays(slot_name: str, project_path: str, wait_seconds: float = 2.0) ->
     return True
 
 
-def _strays(slot_name: str, project_path: str) -> list[psutil.Process]:
+def _strays(slot_name: str, project_path: str, session: tuple[int, int]) -> list[psutil.Process]:
     import psutil
 
     marked: dict[int, psutil.Process] = {}
     sessions: set[int] = set()
     others: list[tuple[int, psutil.Process]] = []
+    leader, leader_start = session
+    # While a session has members its number is not used again. If a process has it that started at another time, the
+    # session of the job is gone, and this is a stranger's.
+    if leader and host.start_ticks(leader) in (None, leader_start):
+        sessions.add(leader)
     for process in psutil.process_iter():
         try:
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            session = os.getsid(process.pid)
+            number = os.getsid(process.pid)
             environment = process.environ()
         except (psutil.Error, OSError):
             continue
-        if environment.get("FJD_WORKER") == slot_name and environment.get("FJD_PROJECT_DIR") == project_path:
-            sessions.add(session)
+        is_marked = environment.get("FJD_WORKER") == slot_name
+        if is_marked and _is_same(environment.get("FJD_PROJECT_DIR"), project_path):
+            sessions.add(number)
             for relative in (process, *_descendants(process)):
                 marked[relative.pid] = relative
         else:
-            others.append((session, process))
-    for session, process in others:
-        if session in sessions:
-            marked[process.pid] = process
+            others.append((number, process))
+    for number, process in others:
+        if number in sessions:
+            for relative in (process, *_descendants(process)):
+                marked[relative.pid] = relative
     marked.pop(os.getpid(), None)
     return list(marked.values())
+
+
+def _is_same(one: str | None, other: str) -> bool:
+    """Whether two paths name one directory; a worker may have come to its project through a link."""
+    return one is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

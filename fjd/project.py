@@ -120,6 +120,7 @@ def trouble(path: str, error: OSError) -> ProjectError:
         errno.ENOTDIR: ("is not a directory", "name another with --dir"),
         errno.EACCES: ("permission denied", "fjd needs a directory that you can write to"),
         errno.EPERM: ("permission denied", "fjd needs a directory that you can write to"),
+        errno.EXDEV: ("lies on another filesystem", "jobqueue/, workerqueue/ and jobrecord/ must be on one"),
         errno.EROFS: ("is on a read-only filesystem", "fjd needs a directory that you can write to"),
         errno.ENOSPC: ("the disk is full", "free some space and try again"),
         errno.EDQUOT: ("your quota is used up", "free some space and try again"),

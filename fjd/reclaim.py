@@ -17,7 +17,7 @@ from fjd.journal import Journal, Journals, Record
 from fjd.names import JobName
 from fjd.process import kill_strays
 from fjd.project import Project
-from fjd.slot import LostSlot, new_slot_name
+from fjd.slot import LostSlot, new_slot_name, read_session, set_aside
 
 __all__ = ["Reclaimer"]
 
@@ -37,7 +37,7 @@ class Reclaimer:
 
     def reclaim(self, lost: LostSlot) -> bool:
         """Move everything out of a lost slot and remove it; whether it is gone. Else: call again later."""
-        if lost.identity is not None and lost.identity.is_here and not kill_strays(lost.name, self._project.path):
+        if lost.identity is not None and lost.identity.is_here and not self._kill_strays(lost):
             log.warning("%s: what is left of its job cannot be killed; its job waits", lost.name)
             return False
         for filename in spool.running(lost.path):
@@ -47,7 +47,11 @@ class Reclaimer:
                 spool.take_back(self._project, filename, lost)
         except FileNotFoundError:
             return True
+        set_aside(lost.path, self._project.logs)
         return spool.remove_slot(lost)
+
+    def _kill_strays(self, lost: LostSlot) -> bool:
+        return kill_strays(lost.name, self._project.path, read_session(lost.path))
 
     def _reclaim_job(self, lost: LostSlot, job: JobName) -> None:
         record = journal.find(self._project.journal, lost.name, job.id, job.attempt)

@@ -40,8 +40,8 @@ def count(project: Project) -> Counts:
         if "alive" not in inside:
             continue
         workers += 1
-        assigned += sum(names.JobName.parse(name).id != "" for name in inside)
-        running += len(_names(f"{project.workerqueue}/{slot}/running"))
+        assigned += _jobs(inside)
+        running += _jobs(_names(f"{project.workerqueue}/{slot}/running"))
     return Counts(
         queued=len(_names(project.jobqueue)),
         assigned=assigned,
@@ -52,6 +52,10 @@ def count(project: Project) -> Counts:
         rejected=sum(not name.endswith(".reason") for name in _names(project.rejected)),
         workers=workers,
     )
+
+
+def _jobs(inside: list[str]) -> int:
+    return sum(names.JobName.parse(name).id != "" for name in inside)
 
 
 def _names(folder: str) -> list[str]:

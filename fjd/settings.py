@@ -11,6 +11,7 @@ that no module has to trust that somebody else chose well.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 
 from fjd import disk, jobfile
@@ -46,9 +47,14 @@ class Settings:
 
         demand(self.format >= 1, "format must be 1 or more")
         demand(self.format <= FORMAT, f"format {self.format} is newer than this fjd, which knows {FORMAT}")
+        limits = (self.heartbeat_seconds, self.lost_seconds, self.settle_seconds, self.grace_seconds)
+        demand(all(map(math.isfinite, limits)), "a time limit must be a number of seconds")
         demand(self.heartbeat_seconds > 0, "heartbeat_seconds must be more than 0")
-        # Three beats may be late or lost, one by one, before anybody is judged.
-        demand(self.lost_seconds >= 3 * self.heartbeat_seconds, "lost_seconds must be at least 3 x heartbeat_seconds")
+        # From giving up to the end of its job a worker needs a look and the grace; others wait for the whole time.
+        demand(
+            self.surrender_seconds >= self.fence_seconds,
+            "lost_seconds must be at least 2 x (grace_seconds + 2 x heartbeat_seconds)",
+        )
         demand(self.settle_seconds >= 0, "settle_seconds must not be negative")
         demand(self.grace_seconds >= 0, "grace_seconds must not be negative")
         demand(self.max_lost >= 1, "max_lost must be 1 or more")
@@ -61,8 +67,8 @@ class Settings:
 
     @property
     def surrender_seconds(self) -> float:
-        """A worker that could not beat for so long stops its job, before others run it again."""
-        return 0.8 * self.lost_seconds
+        """A worker that could not beat for so long stops its job, and is done with that before others run it again."""
+        return self.lost_seconds - self.grace_seconds - 2 * self.heartbeat_seconds
 
 
 def load(folder: str) -> Settings:

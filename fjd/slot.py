@@ -1,7 +1,8 @@
 """A worker's slot: its locks, its heartbeat, alive or lost.
 
     workerqueue/vm-1.k3f9/     made under a hidden name and published by one rename, so it is never seen half made
-        alive                  locked by the worker for life: a counter in the first line, who it is in the second
+        alive                  locked by the worker for life. First line: a counter, and the session of the last job
+                               (its leader's pid and start); second line: who the worker is
         claim                  locked by a dispatcher while it assigns
         fire                   an order to leave: `drain` (after the job) or `now`
         running/
@@ -28,15 +29,28 @@ from filelock import lock_descriptor
 from fjd import disk, host
 from fjd.errors import InternalError, SlotLost, TargetTaken
 from fjd.filesystem import Filesystem
-from fjd.names import new_id
+from fjd.names import JobName, new_id
 from fjd.settings import Settings
 
-__all__ = ["Claim", "Identity", "Judge", "LostSlot", "Order", "OwnSlot", "give_order", "is_slot_name", "read_identity"]
+__all__ = [
+    "Claim",
+    "Identity",
+    "Judge",
+    "LostSlot",
+    "Order",
+    "OwnSlot",
+    "give_order",
+    "is_slot_name",
+    "read_identity",
+    "read_session",
+]
 
 FILES = frozenset({"alive", "claim", "fire", "running"})
 
 _SLOT_NAME = re.compile(r"[A-Za-z0-9_-]+\.[a-z0-9]{4,12}")
 _COUNTER_DIGITS = 20
+# No job yet: the pid and the start of no process.
+_NO_SESSION = f"{0:010d} {0:0{_COUNTER_DIGITS}d}"
 
 
 def is_slot_name(name: str) -> bool:
@@ -86,6 +100,7 @@ class OwnSlot:
         self.running = f"{path}/running"
         self._alive_fd = alive_fd
         self._beats = 0
+        self._session = _NO_SESSION
 
     @classmethod
     def take(cls, workerqueue: str, name: str, identity: Identity) -> Self:
@@ -100,7 +115,7 @@ class OwnSlot:
             raise
         try:
             _try_lock(fd)
-            text = f"{0:0{_COUNTER_DIGITS}d}\n{json.dumps(identity._asdict())}\n".encode()
+            text = f"{0:0{_COUNTER_DIGITS}d} {_NO_SESSION}\n{json.dumps(identity._asdict())}\n".encode()
             # Of half a text nobody could tell who holds this slot, nor what is left of it on its host.
             disk.append_whole(fd, text, f"{hidden}/alive")
             os.close(disk.create(f"{hidden}/claim"))
@@ -113,13 +128,21 @@ class OwnSlot:
             raise
         return cls(f"{workerqueue}/{name}", fd)
 
+    def note_session(self, pid: int) -> None:
+        """Say which process leads the session of the job, for whoever has to end it when this worker cannot."""
+        self._session = f"{pid:010d} {host.start_ticks(pid) or 0:0{_COUNTER_DIGITS}d}"
+        self._write_first_line()
+
+    def _write_first_line(self) -> None:
+        disk.overwrite(self._alive_fd, f"{self._beats:0{_COUNTER_DIGITS}d} {self._session}".encode())
+
     def beat(self) -> None:
         """Show that this worker lives. Raises SlotLost if the slot was removed, OSError if it could not be told."""
         # Writing into a file that somebody removed succeeds; only its link count tells.
         if os.fstat(self._alive_fd).st_nlink == 0 or not disk.exists(self.path):
             raise SlotLost(self.path, "the slot is gone: another process judged this worker lost")
         self._beats += 1
-        disk.overwrite(self._alive_fd, f"{self._beats:0{_COUNTER_DIGITS}d}".encode())
+        self._write_first_line()
 
     def order(self) -> Order | None:
         """The order to leave, if there is one."""
@@ -154,6 +177,22 @@ def remove_slot(path: str) -> bool:
         return False
     _clear(path)
     return disk.remove_folder(path)
+
+
+def set_aside(path: str, folder: str, jobs: bool = False) -> None:
+    """Move what is no job out of running/: jobs wrote there, beside their job files, and it would keep the slot.
+
+    It goes to `folder`/SLOT.NAME. With `jobs`, what has an ID goes too: for a worker that runs nothing, and whose
+    last job renamed its own file.
+    """
+    for name in _names(f"{path}/running"):
+        # What NFS keeps for somebody who has a removed file open goes by itself.
+        if (jobs or not JobName.parse(name).id) and not name.startswith(".nfs"):
+            target = f"{folder}/{os.path.basename(path)}.{name}"
+            try:
+                disk.move(f"{path}/running/{name}", target)
+            except TargetTaken:
+                disk.move(f"{path}/running/{name}", f"{target}.{new_id()}")
 
 
 def _clear(path: str) -> None:
@@ -218,8 +257,14 @@ class Claim:
             return None
         return cls(path, fd)
 
+    @classmethod
+    def without_lock(cls, path: str) -> Self:
+        """The right to assign, taken where the lock cannot be had: two dispatchers then only waste some renames."""
+        return cls(path, -1)
+
     def release(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def read_identity(path: str) -> Identity | None:
@@ -228,6 +273,15 @@ def read_identity(path: str) -> Identity | None:
         return _read_alive(path)[1]
     except FileNotFoundError:
         return None
+
+
+def read_session(path: str) -> tuple[int, int]:
+    """Pid and start of the process that leads the session of the slot's last job; (0, 0) if it says none."""
+    try:
+        _, pid, ticks = disk.read(f"{path}/alive").partition(b"\n")[0].split()
+        return int(pid), int(ticks)
+    except (OSError, ValueError):
+        return 0, 0
 
 
 def _read_alive(path: str) -> tuple[bytes, Identity | None]:

@@ -201,14 +201,14 @@ def assigned(slot_path: str) -> list[str]:
 
 
 def assigned_among(inside: Iterable[str]) -> list[str]:
-    """Those of the names in a slot that are assigned jobs."""
+    """Those of the names in a slot, or in its running/, that are jobs."""
     return [name for name in inside if name[0] != "." and JobName.parse(name).id]
 
 
 def running(slot_path: str) -> list[str]:
     """The file names of the jobs that a slot's worker has started: one, or none."""
     try:
-        return [name for name in disk.list_names(f"{slot_path}/running") if name[0] != "."]
+        return assigned_among(disk.list_names(f"{slot_path}/running"))
     except FileNotFoundError:
         return []
 
@@ -219,8 +219,10 @@ def _move(source: str, folder: str, job: JobName) -> JobName | None:
         return job if disk.move(source, f"{folder}/{job.filename}") else None
     except TargetTaken:
         copy = job.renewed()
+        if not disk.move(source, f"{folder}/{copy.filename}"):
+            return None
         log.warning("%s: there is such a job already; this one goes on as %s", printable(source), printable(copy.stem))
-        return copy if disk.move(source, f"{folder}/{copy.filename}") else None
+        return copy
 
 
 def _said(job: JobName | None, message: str, slot_name: str) -> JobName | None:

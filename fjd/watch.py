@@ -5,8 +5,8 @@ says nothing about what happened, and may ring for nothing or not at all (a netw
 everybody who waits for it also looks by itself from time to time, at the pace of a `Rhythm`.
 
 The only module that imports watchdog, and of it only the bindings to inotify. Its Observer passes every event through
-three threads, which cost 280 us of CPU for each job beside 800 us for everything else that a worker does, and holds
-renames back for half a second (docs/decisions/0007). Where the bindings do not work, the doorbell is deaf.
+three threads, which cost a third of a worker's CPU time for short jobs, and holds renames back for half a second
+(docs/decisions/0007). Where the bindings do not work, the doorbell is deaf.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Self
 try:
     from watchdog.observers.inotify_c import InotifyConstants, inotify_add_watch, inotify_init
 except (ImportError, RuntimeError):
-    # No inotify here (macOS), or a watchdog that keeps it elsewhere: slower, never wrong.
+    # A libc without inotify, or a watchdog that keeps it elsewhere: slower, never wrong.
     inotify_add_watch = None  # type: ignore[assignment]  # asked for before each use
 
 __all__ = ["Doorbell", "Rhythm"]

@@ -28,7 +28,7 @@ from fjd.journal import Journal, Record
 from fjd.names import natural_key
 from fjd.process import TRANSIENT, Child, Stopper, become_reaper
 from fjd.project import Project, trouble
-from fjd.slot import Order, OwnSlot
+from fjd.slot import Order, OwnSlot, set_aside
 from fjd.watch import Doorbell, Rhythm
 
 __all__ = ["Worker"]
@@ -72,7 +72,10 @@ class Worker:
         with self._doorbell as doorbell:
             become_reaper()
             doorbell.listen(_SIGNALS)
-            doorbell.watch_arrivals(self._own.path)
+            try:
+                doorbell.watch_arrivals(self._own.path)
+            except FileNotFoundError:
+                raise _gone(self._own.path) from None
             if self._project.filesystem.is_local and not doorbell.is_deaf:
                 self._rhythm = Rhythm(self._settings.heartbeat_seconds, self._settings.heartbeat_seconds)
             self._poll.register(doorbell.fd, select.EPOLLIN)
@@ -88,11 +91,13 @@ class Worker:
     def _next(self) -> str | None:
         """The next assigned job, waited for; None when an order to leave has come."""
         while True:
+            # An order that came while the last job ended counts before the next one starts, which may take hours.
+            self._hear()
             self._read_order()
-            if self._lost is not None:
-                raise self._lost
             if self._order is not None:
                 return None
+            if self._lost is not None:
+                raise self._lost
             if not self._backlog:
                 # Taken from the end, so the first comes last.
                 self._backlog = sorted(self._inside(spool.assigned), key=natural_key, reverse=True)
@@ -112,7 +117,7 @@ class Worker:
         try:
             return listing(self._own.path)
         except FileNotFoundError:
-            raise SlotLost(self._own.path, "the slot is gone: another process judged this worker lost") from None
+            raise _gone(self._own.path) from None
 
     @property
     def _silent_seconds(self) -> float:
@@ -155,7 +160,8 @@ class Worker:
             # Not thrown from here: a job may be running, which must be stopped first.
             self._lost = error
         except OSError as error:
-            log.warning("heartbeat: %s", error.strerror)
+            if self._last_beat > now - 2 * self._settings.heartbeat_seconds:
+                log.warning("heartbeat: %s; nothing is started until it can be written", error.strerror)
         else:
             self._last_beat = now
             # Where events do not arrive or were lost, an order is found now at the latest.
@@ -191,6 +197,7 @@ class Worker:
         except (CommandError, JobFileError) as error:
             self._finish(attempt, attempt.record_failure(error))
             return
+        self._note_session(child.pid)
         log.info("%s started: %s", title, printable(attempt.command))
         stopped = self._follow(child, title)
         record = attempt.record_end(stopped)
@@ -200,6 +207,13 @@ class Worker:
             # Only a network filesystem tells so late that it could not write what it had taken.
             log.warning("%s: some of its output may be lost: %s", title, error.strerror)
         self._finish(attempt, record)
+
+    def _note_session(self, pid: int) -> None:
+        try:
+            self._own.note_session(pid)
+        except OSError as error:
+            # Only worth something if this worker dies, and then the job is also known by its environment.
+            log.debug("heartbeat: %s", error.strerror)
 
     def _follow(self, child: Child, title: str) -> bool:
         """Wait for the end of a child and of all it started; whether it had to be stopped."""
@@ -222,6 +236,7 @@ class Worker:
             self._read_order()
         for output in child.outputs:
             self._forget(output.fd)
+        for output in child.outputs:
             # What is in the pipes is all there is: nobody is left who could write more.
             while self._patiently(f"{title}: output", output.pump) and output.has_more:
                 pass
@@ -253,6 +268,9 @@ class Worker:
                 if not output.pump():
                     self._forget(fd)
             except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    # logs/ was removed; with it back, the next try succeeds.
+                    self._project.prepare()
                 if not was_stalled:
                     log.warning("%s: %s; its writer has to wait", printable(output.path), error.strerror)
                 # The pipe stays ready; watching it would have us spin.
@@ -266,7 +284,8 @@ class Worker:
             f"{title}: finish", lambda: spool.conclude(self._project, self._own, attempt.name, record.outcome)
         )
         if moved is None:
-            log.warning("%s: this outcome does not count, the job was taken over by somebody else", title)
+            log.warning("%s: this outcome does not count: the job file is gone, or was taken over by others", title)
+            set_aside(self._own.path, self._project.logs, jobs=True)
         elif record.outcome == "succeeded":
             log.info("%s succeeded in %.2f s", title, record.seconds)
         elif record.outcome == "failed":
@@ -279,6 +298,7 @@ class Worker:
             for _ in range(_LEAVE_TRIES):
                 for filename in self._inside(spool.contents):
                     self._patiently("leave", functools.partial(spool.take_back, self._project, filename, self._own))
+                self._patiently("leave", lambda: set_aside(self._own.path, self._project.logs))
                 if self._patiently("leave", lambda: spool.remove_slot(self._own)):
                     return
                 # A job was assigned in the meantime; or it is a file that fjd did not put there.
@@ -287,3 +307,7 @@ class Worker:
         except SlotLost:
             # Somebody saw it half gone, took it for lost, and did the rest.
             pass
+
+
+def _gone(path: str) -> SlotLost:
+    return SlotLost(path, "the slot is gone: another process judged this worker lost")

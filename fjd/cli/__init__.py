@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from fjd import __version__
 from fjd.errors import FjdError, UsageError, printable
+from fjd.project import trouble
 
-__all__ = ["ExitCode", "add_project_options", "complain", "guarded", "parser", "say"]
+__all__ = ["ExitCode", "add_project_options", "complain", "counted", "duration", "guarded", "parser", "say"]
 
 
 class ExitCode(enum.IntEnum):
@@ -37,6 +38,21 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """An error or a warning, on standard error."""
     print(f"[FJD] {printable(text)}", file=sys.stderr, flush=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """45s, 3m20s, 2h05m."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -87,14 +103,9 @@ def guarded(run: Callable[[argparse.Namespace], int], options: argparse.Namespac
             # Whoever read our output has gone; what is still buffered must not fail at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return ExitCode.OK
-        complain(str(error) if isinstance(error, FjdError) else _said_by_system(error))
+        complain(str(error if isinstance(error, FjdError) else trouble(error.filename or "the project", error)))
         return ExitCode.TROUBLE
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     finally:
         logger.removeHandler(handler)
-
-
-def _said_by_system(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{(error.strerror or str(error)).lower()}"

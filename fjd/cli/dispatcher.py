@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from fjd import project
-from fjd.cli import ExitCode, add_project_options, complain, guarded, parser, say
+from fjd.cli import ExitCode, add_project_options, complain, counted, guarded, parser, say
 from fjd.cli.display import LiveDisplay, PlainDisplay
 from fjd.dispatcher import Dispatcher
 from fjd.project import Project
@@ -33,7 +35,8 @@ _EPILOG = """\
 It waits for jobs and for workers (recruiter hire), in whatever order they come. Start as many as you like, on any
 host; stop them at any time: nothing is lost, and starting again goes on.
 
-exit codes: 0 all jobs succeeded, 1 some failed or were rejected, 2 usage, 75 trouble with the directory, 130 Ctrl-C"""
+exit codes: 0 all jobs succeeded, 1 some failed, were held or rejected, 2 usage, 75 trouble with the directory,
+130 Ctrl-C"""
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -41,12 +44,15 @@ def _run(options: argparse.Namespace) -> int:
     opened.prepare()
     display = LiveDisplay() if sys.stdout.isatty() and not options.plain else PlainDisplay()
     dispatcher = Dispatcher(opened, display)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Ended in order, so that a terminal gets its cursor back; nothing else would be lost.
+        signal.signal(number, _leave)
     try:
         with display:
             dispatcher.run(options.stay, wait_for_jobs=not options.no_wait)
     except KeyboardInterrupt:
         if dispatcher.picture.unfinished:
-            complain(f"{dispatcher.picture.unfinished} jobs are unfinished; `dispatcher` goes on with them.")
+            complain(f"{counted(dispatcher.picture.unfinished, 'job')} unfinished; `dispatcher` goes on with them.")
         _offer_to_fire(opened)
         _summary(opened, dispatcher, display)
         return ExitCode.INTERRUPTED
@@ -56,6 +62,10 @@ def _run(options: argparse.Namespace) -> int:
     return _summary(opened, dispatcher, display)
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
 def _summary(opened: Project, dispatcher: Dispatcher, display: PlainDisplay) -> int:
     """Name the first failures and where their output is; the exit code that follows."""
     tally = dispatcher.tally
@@ -63,7 +73,7 @@ def _summary(opened: Project, dispatcher: Dispatcher, display: PlainDisplay) -> 
     tally.update(fresh=True)
     failures = list(tally.failures.values())
     if failures:
-        complain(f"{len(failures)} of {tally.ended} jobs failed:")
+        complain(f"{len(failures)} of {counted(tally.ended, 'job')} failed:")
         for record in failures[:_FAILURES_NAMED]:
             where = output_of(opened, record) or "it printed nothing"
             how = f"held, {record.how}" if record.outcome == "held" else record.how
@@ -74,7 +84,7 @@ def _summary(opened: Project, dispatcher: Dispatcher, display: PlainDisplay) -> 
         where = " and ".join(f"jobrecord/{place}/" for place in places)
         complain(f"Their job files are in {where}; mv them into jobqueue/ to try again.")
     if display.rejected_count:
-        complain(f"{display.rejected_count} files are not jobs; see jobrecord/rejected/.")
+        complain(f"{counted(display.rejected_count, 'file')} rejected; see jobrecord/rejected/.")
     return ExitCode.JOBS_FAILED if failures or display.rejected_count else ExitCode.OK
 
 
@@ -82,6 +92,7 @@ def _offer_to_fire(opened: Project) -> None:
     """Ask, once and only a person, whether the workers of this host should go too."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return
+    from fjd.cli.recruiter import tell_fired
     from fjd.recruiter import staff
     from fjd.slot import Order
 
@@ -89,15 +100,13 @@ def _offer_to_fire(opened: Project) -> None:
     if not members:
         return
     try:
-        answer = input(f"[FJD] Fire the {len(members)} workers on localhost, too? [y/N] ")
+        answer = input(f"[FJD] Fire the {counted(len(members), 'worker')} on localhost, too? [y/N] ")
     except (KeyboardInterrupt, EOFError):
         print()
         return
     if answer.strip().lower() in ("y", "yes"):
         fired = staff.fire(opened, members, Order.DRAIN)
-        say(f"Fired {len(members)} workers on localhost.")
-        if fired.busy:
-            say(f"{len(fired.busy)} of them finish their jobs first.")
+        tell_fired(fired)
 
 
 if __name__ == "__main__":

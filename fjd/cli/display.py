@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from fjd.cli import complain, say
+from fjd.cli import complain, duration, say
 from fjd.dispatcher import Picture
 from fjd.errors import printable
 from fjd.report import Tally
@@ -129,10 +129,5 @@ def _line(picture: Picture, tally: Tally, width: int) -> RenderableType:
 
 
 def time_left(picture: Picture, tally: Tally) -> str:
-    """How long the unfinished jobs will take at the present rate, which must not be zero: 45s, 3m20s, 2h05m."""
-    seconds = int(picture.unfinished / tally.rate)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    """How long the unfinished jobs will take at the present rate, which must not be zero."""
+    return duration(picture.unfinished / tally.rate)

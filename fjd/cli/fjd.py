@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fjd import jobfile, project
 from fjd.cli import ExitCode, add_project_options, guarded, parser
 from fjd.errors import JobFileError, UsageError, printable
+from fjd.names import is_ignored
 
 __all__ = ["main"]
 
@@ -59,6 +60,9 @@ def _status(options: argparse.Namespace) -> int:
 def _submit(options: argparse.Namespace) -> int:
     opened = project.locate(options.dir, options.project)
     texts = [(os.path.basename(path), _read(path)) for path in options.files]
+    for filename, _ in texts:
+        if is_ignored(filename):
+            raise UsageError(filename, "a name that fjd leaves alone", "no leading dot, no ending ~ .tmp .part .swp")
     opened.prepare()
     # spool brings the locks with it, which `status` is quicker without.
     from fjd import spool

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from fjd import host, project, recruiter
-from fjd.cli import ExitCode, add_project_options, guarded, parser, say
+from fjd.cli import ExitCode, add_project_options, counted, duration, guarded, parser, say
 from fjd.errors import UsageError, printable
 from fjd.recruiter import staff
 from fjd.slot import Order
@@ -72,7 +72,7 @@ def _hire(options: argparse.Namespace) -> int:
     opened.prepare()
     chosen = recruiter.backend(options.backend, opened.path, opened.logs)
     staff.hire(opened, count, chosen)
-    say(f"Hired {_workers(count)} on localhost.")
+    say(f"Hired {counted(count, 'worker')} on localhost.")
     return ExitCode.OK
 
 
@@ -84,32 +84,26 @@ def _fire(options: argparse.Namespace) -> int:
         return ExitCode.OK
     order = Order.NOW if options.now else Order.DRAIN
     fired = staff.fire(opened, members, order)
-    _tell(fired)
+    tell_fired(fired)
     if options.wait:
         staff.wait_gone(fired.busy)
     return ExitCode.OK
 
 
-def _tell(fired: staff.Fired) -> None:
+def tell_fired(fired: staff.Fired) -> None:
+    """Say who was fired, and what becomes of those that are not gone."""
     members = [*fired.gone, *fired.busy, *fired.lost]
     for place in sorted({_place(member) for member in members}):
-        say(f"Fired {_workers(sum(_place(member) == place for member in members))} on {place}.")
+        say(f"Fired {counted(sum(_place(member) == place for member in members), 'worker')} on {place}.")
     if fired.busy:
-        say(f"{_of_them(len(fired.busy))} first: {', '.join(m.worker for m in fired.busy[:5])}")
+        whose = "finishes its job" if len(fired.busy) == 1 else "finish their jobs"
+        say(f"{len(fired.busy)} of them {whose} first: {', '.join(m.worker for m in fired.busy[:5])}")
     if fired.lost:
         say(f"{len(fired.lost)} of them had been lost; what they had is back in jobqueue/.")
 
 
-def _of_them(count: int) -> str:
-    return "1 of them finishes its job" if count == 1 else f"{count} of them finish their jobs"
-
-
 def _place(member: staff.Member) -> str:
     return "localhost" if member.host == host.host_name() else member.host
-
-
-def _workers(count: int) -> str:
-    return f"{count} worker" if count == 1 else f"{count} workers"
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -127,7 +121,7 @@ def _list(options: argparse.Namespace) -> int:
                 member.host,
                 member.state,
                 printable(member.job) or "-",
-                _duration(time.time() - member.since) if member.since is not None else "-",
+                duration(time.time() - member.since) if member.since is not None else "-",
                 (identity.watch if identity else "") or f"tail -f {opened.worker_log(member.slot_name)}",
             )
         )
@@ -135,15 +129,6 @@ def _list(options: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[5], sep="  ")
     return ExitCode.OK
-
-
-def _duration(seconds: float) -> str:
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 if __name__ == "__main__":

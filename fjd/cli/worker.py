@@ -69,6 +69,8 @@ def _read_start_file(path: str) -> tuple[str, str, str]:
     """Take over the environment of whoever hired; tmux would give its server's. Backend, hint, project directory."""
     with open(path, encoding="utf-8") as file:
         start = json.load(file)
+    # An environment may hold secrets, and whoever hired may not live to remove it.
+    disk.remove(path)
     kept = {name: os.environ[name] for name in ("TERM", "TMUX", "TMUX_PANE") if name in os.environ}
     os.environ.clear()
     os.environ.update({**start["environment"], **kept})
@@ -81,11 +83,12 @@ def _log_to(path: str, quiet_stderr: bool) -> Iterator[None]:
     logger = logging.getLogger("fjd")
     level = logger.level
     # Made by us first, so that nobody else can read it from the start.
-    disk.close(disk.open_to_append(path))
+    log_fd = disk.open_to_append(path)
     file = logging.FileHandler(path, errors="backslashreplace")
     if quiet_stderr:
         # Whoever hired has read what went wrong at the start; what goes wrong later belongs into the log.
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+        os.dup2(log_fd, sys.stderr.fileno())
+    disk.close(log_fd)
     # A full disk swallows lines of the log; a traceback for each would go the same way.
     logging.raiseExceptions = False
     handlers: list[logging.Handler] = [file]

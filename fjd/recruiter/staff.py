@@ -1,6 +1,6 @@
 """Hire, fire and list workers.
 
-Hiring writes one file for all new workers, outside the project and for its owner only, with the environment of
+Hiring writes a file for each new worker, outside the project and for its owner only, with the environment of
 whoever hires; the workers read it when they start. It goes when they are ready.
 
 Raises RecruitError, UsageError.
@@ -8,6 +8,7 @@ Raises RecruitError, UsageError.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from fjd.names import JobName
 from fjd.project import Project
 from fjd.reclaim import Reclaimer
 from fjd.recruiter import Backend, Launch
-from fjd.slot import Identity, Judge, Order, give_order, is_slot_name, new_slot_name, read_identity
+from fjd.slot import Identity, Judge, Order, give_order, is_slot_name, new_slot_name
 
 __all__ = ["Fired", "Member", "fire", "hire", "roster", "select", "wait_gone"]
 
@@ -213,13 +214,10 @@ def fire(project: Project, members: list[Member], order: Order) -> Fired:
     try:
         lost = [member for member in members if member.state == "lost"]
         living = [member for member in members if member.state != "lost"]
+        for member in living:
+            _give_order(member, order)
         for member in lost:
             _reclaim(member, judge, reclaimer)
-        for member in living:
-            try:
-                give_order(member.path, order)
-            except SlotLost:
-                continue
         if order is Order.NOW:
             wait_gone(living, project.settings.grace_seconds + _LEAVE_SECONDS)
             _remove_stubborn([m for m in living if not _has_left(m)], judge, reclaimer)
@@ -229,6 +227,19 @@ def fire(project: Project, members: list[Member], order: Order) -> Fired:
         return Fired(gone, [member for member in living if member not in gone], lost)
     finally:
         reclaimer.close()
+
+
+def _give_order(member: Member, order: Order) -> None:
+    """By a file, which reaches every host; by a signal, where the disk is full and the worker is here."""
+    try:
+        give_order(member.path, order)
+    except SlotLost:
+        pass
+    except OSError as error:
+        if error.errno not in disk.NO_SPACE or member.identity is None or not member.identity.is_here:
+            raise
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member.identity.pid, signal.SIGTERM if order is Order.NOW else signal.SIGINT)
 
 
 def _has_left(member: Member) -> bool:
@@ -249,12 +260,15 @@ def wait_gone(members: list[Member], seconds: float | None = None) -> None:
 
 def _remove_stubborn(members: list[Member], judge: Judge, reclaimer: Reclaimer) -> None:
     for member in members:
-        identity = read_identity(member.path)
+        identity = member.identity
+        if _has_left(member):
+            continue
         if identity is None or not identity.is_here:
             raise RecruitError(f"worker {member.worker}", "did not leave in time", "look at its host, or wait")
         if identity.is_running:
             # Stopped, or hanging in the disk: it had its grace.
-            os.kill(identity.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(identity.pid, signal.SIGKILL)
             _wait_ended(identity)
         _reclaim(member, judge, reclaimer)
 

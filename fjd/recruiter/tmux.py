@@ -41,7 +41,7 @@ class TmuxBackend:
             raise RecruitError(
                 "tmux",
                 "is not installed on this host",
-                "apt install tmux, dnf install tmux or brew install tmux; or hire with --backend local",
+                "apt install tmux, or dnf install tmux; or hire with --backend local",
             )
         title = re.sub(r"[^A-Za-z0-9_-]", "-", os.path.basename(project_path))[:24]
         digest = hashlib.sha256(os.fsencode(os.path.realpath(project_path))).hexdigest()[:8]

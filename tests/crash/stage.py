@@ -247,7 +247,7 @@ class _Supervisor:
 def _supervise(role: Role, fault: Fault, k: int, path: str) -> dict[str, Any]:
     stage = Stage(path)
     if not role.has_processes:
-        vars(reclaim)["kill_strays"] = lambda slot_name, project_path: True
+        vars(reclaim)["kill_strays"] = lambda slot_name, project_path, session: True
     role.prepare(stage)
     victim = _Forked(lambda: _play(role, stage, fault, k), f"{path}.log", VICTIM_SECONDS)
     reported = victim.wait()

@@ -91,7 +91,7 @@ def test_bad_files_are_rejected_with_a_reason_and_the_good_ones_run(rig: Rig) ->
         assert reason[:-1].isprintable()
         assert re.search(BAD[kind][1], reason), f"{kind}: {reason}"
         assert f"[FJD] Rejected {name}: " in result.err
-    assert "[FJD] 200 files are not jobs; see jobrecord/rejected/." in result.err
+    assert "[FJD] 200 files rejected; see jobrecord/rejected/." in result.err
     # Nothing that a user wrote is changed.
     assert (rig.path / "jobrecord/rejected/job7-directory.conf/job.conf").read_text() == GOOD
     assert (rig.path / "jobrecord/rejected/job6-huge.conf").stat().st_size == 100_000_000

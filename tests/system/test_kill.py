@@ -150,17 +150,18 @@ def test_workers_are_killed_at_random_and_every_job_has_one_outcome(rig: Rig) ->
             continue
         rig.run("recruiter", "hire", "1", "--backend", "local")
     result = dispatcher.wait(2 * PATIENCE_SECONDS)
-    assert result.code == 0, rig.report()
     rig.run("recruiter", "fire")
     # A job may have had bad luck three times; it is held then, and not lost.
-    assert len(rig.record("done")) + len(rig.record("held")) == 80
+    held = rig.record("held")
+    assert len(rig.record("done")) + len(held) == 80
+    assert result.code == bool(held), rig.report()
     rig.check()
     rig.check_nothing_left()
 
 
 def test_worker_that_everybody_thought_dead_does_not_make_a_second_outcome(rig: Rig) -> None:
     with open(rig.path / "fjd.conf", "a") as conf:
-        conf.write("heartbeat_seconds: 0.2\nlost_seconds: 0.8\n")
+        conf.write("heartbeat_seconds: 0.2\nlost_seconds: 1.8\n")
     (first,) = rig.hire(1)
     dispatcher = rig.start("dispatcher")
     rig.drop_script("job.sh", rig.tell_pid("job"), 'echo "$FJD_ATTEMPT"', rig.await_flag(rig.flag("go")))

@@ -204,7 +204,7 @@ def test_socket_is_rejected(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(box.project.jobqueue)
     with socket.socket(socket.AF_UNIX) as made:
         made.bind("job.conf")
-    assert box.examine() == Rejected("a socket, not a file")
+    assert box.settled() == (SETTLE, Rejected("a socket, not a file"))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a device")
@@ -216,13 +216,15 @@ def test_device_is_rejected(box: Box) -> None:
 @pytest.mark.parametrize("target", ["/nowhere", "job.conf", "/etc/passwd"])
 def test_link_is_rejected_wherever_it_leads(target: str, box: Box) -> None:
     box.path().symlink_to(target)
-    assert box.examine() == Rejected("a symbolic link, not a file (copy the job file itself into jobqueue/)")
+    reason = "a symbolic link, not a file (copy the job file itself into jobqueue/)"
+    assert box.settled() == (SETTLE, Rejected(reason))
 
 
 def test_file_is_rejected_when_its_owner_may_not_read_it(plain_user: Path, clock: Clock) -> None:
     box = Box(make_project(plain_user / "project", filesystem="local"), clock)
     box.drop().chmod(0)
-    assert box.examine() == Rejected("cannot be read: permission denied (chmod u+r)")
+    # Its writer may be about to chmod it.
+    assert box.settled() == (SETTLE, Rejected("cannot be read: permission denied (chmod u+r)"))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")

@@ -33,6 +33,7 @@ LAYERS = [
     "attempt",
     "worker",
     "reclaim",
+    "lookout",
     "report",
     "dispatcher",
     "recruiter",

@@ -20,7 +20,7 @@ from fjd.errors import InternalError, SlotLost, TargetTaken
 from fjd.filesystem import Filesystem
 from fjd.project import Project
 from fjd.settings import Settings
-from fjd.slot import Claim, Identity, Judge, Order, OwnSlot, give_order, read_identity
+from fjd.slot import Claim, Identity, Judge, Order, OwnSlot, give_order, read_identity, read_session, set_aside
 
 HERE = Identity.of_this_process("vm-1", "tmux", "tmux attach")
 DEAD_HERE = HERE._replace(start_ticks=1)
@@ -163,7 +163,18 @@ def test_is_slot_name_knows(name: str, is_one: bool) -> None:
 
 
 def counter(own: OwnSlot) -> int:
-    return int(Path(own.path, "alive").read_text().split("\n")[0])
+    return int(Path(own.path, "alive").read_text().split()[0])
+
+
+def test_session_is_read_back_and_survives_a_beat(own_slot: OwnSlot) -> None:
+    assert read_session(own_slot.path) == (0, 0)
+    before = read_identity(own_slot.path)
+    own_slot.note_session(os.getpid())
+    own_slot.beat()
+    assert read_session(own_slot.path) == (os.getpid(), before.start_ticks if before else 0)
+    assert read_identity(own_slot.path) == before
+    Path(own_slot.path, "alive").write_text("what is this")
+    assert read_session(own_slot.path) == (0, 0)
 
 
 def test_beat_changes_the_counter_and_nothing_else(own_slot: OwnSlot) -> None:
@@ -541,3 +552,27 @@ def test_judge_forgets_slots_that_are_not_there_any_more(elsewhere: Watched) -> 
     assert elsewhere.judge.identity(elsewhere.own.path) is None
     for _ in range(25):
         assert elsewhere.look() is None
+
+
+# What jobs wrote into running/
+
+
+def test_set_aside_keeps_what_a_job_wrote_and_frees_the_slot(project: Project) -> None:
+    own = OwnSlot.take(project.workerqueue, "vm-1.aaaa", Identity.of_this_process("vm-1"))
+    for text, name in (("a", "out.txt"), ("b", ".hidden")):
+        Path(own.running, name).write_text(text)
+    Path(own.running, "folder").mkdir()
+    Path(project.logs, "vm-1.aaaa.out.txt").write_text("of an earlier job")
+    assert not own.leave()
+    set_aside(own.path, project.logs)
+    assert own.leave()
+    kept = sorted(path.read_text() for path in Path(project.logs).iterdir() if path.is_file())
+    assert kept == ["a", "b", "of an earlier job"]
+    assert Path(project.logs, "vm-1.aaaa.folder").is_dir()
+
+
+def test_set_aside_leaves_jobs_and_what_nfs_keeps(project: Project, own_slot: OwnSlot) -> None:
+    for name in ("job.abcdef012345.conf", ".nfs000001"):
+        Path(own_slot.running, name).write_text("")
+    set_aside(own_slot.path, project.logs)
+    assert sorted(os.listdir(own_slot.running)) == [".nfs000001", "job.abcdef012345.conf"]

@@ -512,12 +512,14 @@ def test_listings_of_a_slot_tell_jobs_from_what_else_is_there(spooled: Spool) ->
     later = NEXT.filename
     for name in (later, JOB.filename, ".draft", "fire", "half-copied.conf"):
         spooled.put(spooled.own.path, name)
-    spooled.put(spooled.own.running, "c.conf")
+    spooled.put(spooled.own.running, JOB.filename)
+    # What a job wrote beside its job file is none.
+    spooled.put(spooled.own.running, "result.txt")
     spooled.put(spooled.own.running, ".nfs0001")
     assert sorted(spool.assigned(spooled.own.path)) == sorted([later, JOB.filename])
     # What nobody assigned is not run, but must go somewhere before the slot can.
     assert sorted(spool.contents(spooled.own.path)) == sorted([later, JOB.filename, "half-copied.conf"])
-    assert spool.running(spooled.own.path) == ["c.conf"]
+    assert spool.running(spooled.own.path) == [JOB.filename]
 
 
 def test_listings_of_a_slot_raise_but_for_running_when_the_slot_is_gone(spooled: Spool) -> None:
