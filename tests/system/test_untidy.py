@@ -16,7 +16,7 @@ def test_jobs_may_write_beside_their_job_file(rig: Rig) -> None:
     rig.dispatch()
     rig.run("recruiter", "fire")
     assert not rig.slots()
-    kept = {path.read_text() for path in (rig.path / "jobrecord/logs").iterdir() if not path.suffix == ".log"}
+    kept = {path.read_text() for path in (rig.path / "jobrecord/logs").iterdir() if path.suffix != ".log"}
     assert kept == {"result\n", "more\n"}
     assert rig.record("rejected") == []
     rig.check(drained=True)
