@@ -15,21 +15,22 @@ self-scheduling), so that at the end no worker sits idle beside a full one.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import select
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from fjd import disk, host, names, spool
-from fjd.errors import SlotLost, printable
-from fjd.intake import Foreign, Intake, Ready, Rejected, Verdict, Waiting
+from fjd import disk, host, spool
+from fjd.errors import SlotLost
+from fjd.intake import Intake
 from fjd.lookout import Lookout
 from fjd.names import JobName, natural_key
 from fjd.project import Project, trouble
+from fjd.queue import Queue, QueueListener
 from fjd.report import Tally
 from fjd.slot import Claim
 from fjd.watch import Doorbell, Rhythm
@@ -46,8 +47,6 @@ _LONGEST_WAIT_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 # A dispatcher holds a claim for a pass, which takes milliseconds.
 _REFUSED_SECONDS = 2.0
-# What cannot be assigned yet is examined all the same, so many at a time: what is not a job is told at once.
-_LOOK_AHEAD = 200
 
 
 class Picture(NamedTuple):
@@ -65,13 +64,8 @@ class Picture(NamedTuple):
         return self.queued - self.foreign + self.assigned + self.running
 
 
-class Listener(Protocol):
+class Listener(QueueListener, Protocol):
     """Who wants to hear what a dispatcher does."""
-
-    def found(self) -> None:
-        """There are jobs to dispatch, after there were none."""
-
-    def rejected(self, filename: str, reason: str) -> None: ...
 
     def passed(self, picture: Picture, tally: Tally) -> None:
         """A pass is over."""
@@ -107,22 +101,12 @@ class Dispatcher:
         self._lookout = Lookout(project, self._poll, f"{host.host_name()}-dispatcher", clock)
         self.tally = Tally(project, clock)
         self.picture = Picture(0, 0, 0, 0, 0)
-        # What jobqueue/ held when it was listed, in the order to assign; and when to look at a file again.
-        self._queue: deque[str] = deque()
-        self._not_before: dict[str, float] = {}
-        self._being_written: set[str] = set()
-        self._foreign: set[str] = set()
-        self._immovable: set[str] = set()
-        self._examined: set[str] = set()
-        # When jobqueue/ was last listed, and how long that took.
-        self._listed = -math.inf
-        self._listing_seconds = 0.0
+        self._queue = Queue(project, self._intake, listener, clock)
         self._pass_seconds = 0.0
         # Idle slots whose claim somebody else holds, and since when.
         self._refused_since: dict[str, float] = {}
         self._rhythm = Rhythm(0.005, 0.25)
         self._network_rhythm = Rhythm(0.02, 1.0)
-        self._news = True
         self._had_work = False
         self._quiet_passes = 0
         self._is_deaf = False
@@ -182,19 +166,12 @@ class Dispatcher:
         for fd, _ in self._poll.poll(self._wait_seconds()):
             if fd == doorbell.fd:
                 doorbell.answer()
-                self._news = True
-                # One of them may have been closed.
-                for filename in self._being_written:
-                    self._not_before.pop(filename, None)
-                self._being_written.clear()
+                self._queue.heard_something()
             else:
                 self._lookout.process_ended(fd)
 
     def _wait_seconds(self) -> float:
-        now = self._clock()
-        seconds = _LONGEST_WAIT_SECONDS
-        if self._not_before:
-            seconds = min(seconds, min(self._not_before.values()) - now)
+        seconds = min(_LONGEST_WAIT_SECONDS, self._queue.next_look_seconds)
         if self.picture.unfinished or self._quiet_passes == 1:
             # Where the disk is slow, looking is; half of the time is left to everybody else.
             seconds = min(seconds, max(self._rhythm.seconds, self._pass_seconds))
@@ -211,18 +188,19 @@ class Dispatcher:
         start = self._clock()
         busy_before = self.picture.unfinished > 0
         slots = self._look_at_slots()
-        self._list_queue()
+        if self._queue.look():
+            self._network_rhythm.quicken()
         waiting = self._assign(slots)
         if not waiting:
             self._share_out(slots)
-        if self.tally.update() or waiting:
+        if self.tally.update() or waiting or self._queue.rejected_count:
             self._had_work = True
         self.picture = Picture(
             queued=len(self._queue),
             assigned=sum(len(slot.assigned) for slot in slots),
             running=sum(len(slot.running) for slot in slots),
             workers=len(slots),
-            foreign=len(self._foreign) + len(self._immovable),
+            foreign=self._queue.left_alone,
         )
         if self.picture.unfinished:
             self._had_work = True
@@ -237,7 +215,7 @@ class Dispatcher:
     def _look_at_slots(self) -> list[_Slot]:
         paths, reclaimed = self._lookout.look()
         if reclaimed:
-            self._news = True
+            self._queue.has_news = True
             self._rhythm.quicken()
         slots = []
         for path in paths:
@@ -249,33 +227,6 @@ class Dispatcher:
         self._refused_since = {path: since for path, since in self._refused_since.items() if path in here}
         return slots
 
-    def _list_queue(self) -> None:
-        """List jobqueue/ if there is news, if all of it is assigned, or if a second has passed.
-
-        A long queue takes long to list; no more than a fifth of the time goes into that.
-        """
-        start = self._clock()
-        rest_seconds = 5 * self._listing_seconds if self._news else max(1.0, 5 * self._listing_seconds)
-        if self._queue and start < self._listed + rest_seconds:
-            return
-        if self._news:
-            self._network_rhythm.quicken()
-        self._news = False
-        found = [name for name in disk.list_names(self._project.jobqueue) if not names.is_ignored(name)]
-        found.sort(key=natural_key)
-        if found and not self._queue:
-            self._listener.found()
-            self._network_rhythm.quicken()
-        here = set(found)
-        self._queue = deque(found)
-        self._foreign.clear()
-        self._immovable &= here
-        self._examined &= here
-        self._not_before = {name: due for name, due in self._not_before.items() if name in here}
-        self._intake.forget_others(here)
-        self._listed = start
-        self._listing_seconds = self._clock() - start
-
     # Assigning
 
     def _assign(self, slots: list[_Slot]) -> int:
@@ -283,45 +234,22 @@ class Dispatcher:
         in_slots = {JobName.parse(n).id: slot.path for slot in slots for n in (*slot.assigned, *slot.running)}
         rooms = _rooms(slots, self._depth(slots))
         room = next(rooms, None)
-        left: list[str] = []
-        look_ahead = _LOOK_AHEAD
         try:
-            while self._queue and look_ahead > 0:
-                filename = self._queue.popleft()
-                if room is None and filename in self._examined:
-                    left.append(filename)
-                elif self._may_be_assigned(filename, left):
-                    if room is None:
-                        self._examined.add(filename)
-                        left.append(filename)
-                    else:
-                        room = self._assign_one(filename, room, rooms, in_slots, left)
-                # What is left alone must all be known, or it would count as work that is still to be done.
-                look_ahead -= room is None and filename not in self._foreign and filename not in self._immovable
+            with contextlib.closing(self._queue.ready(lambda: room is not None)) as ready:
+                for filename in ready:
+                    room = self._assign_one(filename, room, rooms, in_slots)
         finally:
-            self._queue.extendleft(reversed(left))
             for slot in slots:
                 if slot.claim is not None:
                     slot.claim.release()
                     slot.claim = None
-        return len(self._queue) - len(self._foreign) - len(self._immovable)
-
-    def _may_be_assigned(self, filename: str, left: list[str]) -> bool:
-        """Whether a file of jobqueue/ is a job that can go now; if not, and it stays there, it is added to `left`."""
-        if filename in self._foreign or filename in self._immovable:
-            left.append(filename)
-            return False
-        verdict = self._examine(filename)
-        if isinstance(verdict, (Waiting, Foreign)) or filename in self._immovable:
-            left.append(filename)
-        return isinstance(verdict, Ready)
+        return len(self._queue) - self._queue.left_alone
 
     def _assign_one(
-        self, filename: str, room: _Slot, rooms: Iterator[_Slot], in_slots: dict[str, str], left: list[str]
+        self, filename: str, slot: _Slot | None, rooms: Iterator[_Slot], in_slots: dict[str, str]
     ) -> _Slot | None:
-        """Assign a job that is ready to `room`, or the next one that works; the slot for the next job."""
+        """Assign a job that is ready to `slot`, or to the next one that works; the slot for the next job."""
         job = self._intake.name_for(filename, in_slots)
-        slot: _Slot | None = room
         while slot is not None:
             if slot.claim is None and not slot.leaving:
                 slot.claim = self._try_claim(slot)
@@ -336,8 +264,8 @@ class Dispatcher:
                 slot.leaving = True
                 continue
             except OSError as error:
-                self._leave_alone(filename, error)
-                left.append(filename)
+                self._queue.leave_alone(filename, error)
+                self._queue.keep(filename)
                 return slot
             if moved is not None:
                 slot.assigned.append(moved.filename)
@@ -346,46 +274,8 @@ class Dispatcher:
                 return next(rooms, None)
             # Another dispatcher was faster; this room is still free.
             return slot
-        left.append(filename)
+        self._queue.keep(filename)
         return None
-
-    def _examine(self, filename: str) -> Verdict | None:
-        if self._not_before.get(filename, 0.0) > self._clock():
-            return Waiting(0.0)
-        self._not_before.pop(filename, None)
-        verdict = self._intake.try_examine(filename)
-        if isinstance(verdict, Waiting):
-            self._not_before[filename] = self._clock() + verdict.seconds
-            if verdict.has_writer:
-                self._being_written.add(filename)
-        elif isinstance(verdict, Rejected):
-            self._reject(filename, verdict.reason)
-        elif isinstance(verdict, Foreign):
-            log.debug("%s waits for workers of its owner (uid %d)", printable(filename), verdict.uid)
-            self._foreign.add(filename)
-        return verdict
-
-    def _reject(self, filename: str, reason: str) -> None:
-        try:
-            rejected = spool.reject(self._project, filename, reason)
-        except OSError as error:
-            self._leave_alone(filename, error)
-            return
-        if rejected is not None:
-            self._listener.rejected(filename, reason)
-            self._had_work = True
-
-    def _leave_alone(self, filename: str, error: OSError) -> None:
-        """Go on without a file that cannot be moved: a directory without write permission, a mount point.
-
-        Raises ProjectError or `error` if it is not the file's fault.
-        """
-        if error.errno in disk.CURABLE:
-            raise error
-        self._project.check()
-        self._immovable.add(filename)
-        path = f"{self._project.jobqueue}/{filename}"
-        log.warning("%s: cannot be moved: %s (take it away)", printable(path), (error.strerror or "").lower())
 
     def _try_claim(self, slot: _Slot) -> Claim | None:
         """The claim on a slot; without its lock, if an idle slot was refused for so long that its holder must hang."""

@@ -30,7 +30,7 @@ from fjd.journal import Journals
 from fjd.names import JobName
 from fjd.project import Project
 
-__all__ = ["Foreign", "Intake", "Ready", "Rejected", "Verdict", "Waiting", "open_job"]
+__all__ = ["Foreign", "Intake", "Ready", "Rejected", "Verdict", "Waiting", "open_job", "read_job"]
 
 _END_MARK = b"\n# end"
 _DISK_TROUBLE_SECONDS = 5.0

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 
 from fjd import disk
+from fjd.judge import Judge
 from fjd.project import Project
 from fjd.reclaim import Reclaimer
-from fjd.slot import Judge, LostSlot, discard_unfinished, is_slot_name, is_unfinished
+from fjd.slot import LostSlot, discard_unfinished, is_slot_name, is_unfinished
 
 __all__ = ["Lookout"]
 

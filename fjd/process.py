@@ -30,7 +30,7 @@ from fjd.errors import CommandError
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["Child", "Output", "Stopper", "become_reaper", "kill_strays"]
+__all__ = ["TRANSIENT", "Child", "Output", "Stopper", "become_reaper", "kill_strays"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 # Python ignores these; a program expects their defaults.

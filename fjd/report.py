@@ -16,7 +16,7 @@ from fjd import disk, names
 from fjd.journal import ENDINGS, Journals, Record
 from fjd.project import Project
 
-__all__ = ["Counts", "Tally", "count"]
+__all__ = ["Counts", "Tally", "count", "output_of"]
 
 
 class Counts(NamedTuple):

@@ -20,29 +20,33 @@ import enum
 import json
 import os
 import re
-import time
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 from filelock import lock_descriptor
 
 from fjd import disk, host
 from fjd.errors import InternalError, SlotLost, TargetTaken
-from fjd.filesystem import Filesystem
 from fjd.names import JobName, new_id
-from fjd.settings import Settings
 
 __all__ = [
+    "FILES",
     "Claim",
     "Identity",
-    "Judge",
     "LostSlot",
     "Order",
     "OwnSlot",
+    "discard_unfinished",
     "give_order",
     "is_slot_name",
+    "is_unfinished",
+    "lock_is_free",
+    "new_slot_name",
+    "read_alive",
     "read_identity",
     "read_session",
+    "remove_slot",
+    "set_aside",
+    "take_new",
 ]
 
 FILES = frozenset({"alive", "claim", "fire", "running"})
@@ -270,7 +274,7 @@ class Claim:
 def read_identity(path: str) -> Identity | None:
     """Who holds the slot at `path`; None if `alive` is gone or says nothing that makes sense."""
     try:
-        return _read_alive(path)[1]
+        return read_alive(path)[1]
     except FileNotFoundError:
         return None
 
@@ -284,7 +288,11 @@ def read_session(path: str) -> tuple[int, int]:
         return 0, 0
 
 
-def _read_alive(path: str) -> tuple[bytes, Identity | None]:
+def read_alive(path: str) -> tuple[bytes, Identity | None]:
+    """The first line of `alive`, which changes with every heartbeat, and who holds the slot.
+
+    Empty and None if it cannot be read or makes no sense. Raises FileNotFoundError.
+    """
     try:
         counter, _, line = disk.read(f"{path}/alive").partition(b"\n")
         return counter, _identity(json.loads(line))
@@ -311,81 +319,8 @@ class LostSlot(NamedTuple):
     reason: str
 
 
-class _Observed:
-    """What one observer has seen of one slot."""
-
-    __slots__ = ("counter", "identity", "is_headless", "last_look", "silent_seconds")
-
-    def __init__(self, now: float) -> None:
-        self.identity: Identity | None = None
-        self.counter = b""
-        self.last_look = now
-        self.silent_seconds = 0.0
-        # Seen without `alive`, as a slot is for a moment while its worker leaves.
-        self.is_headless = False
-
-
-class Judge:
-    """Tells the living from the lost, for one observer, by its own clock."""
-
-    def __init__(self, settings: Settings, filesystem: Filesystem, clock: Callable[[], float] = time.monotonic) -> None:
-        self._settings = settings
-        self._filesystem = filesystem
-        self._clock = clock
-        self._observed: dict[str, _Observed] = {}
-
-    def identity(self, path: str) -> Identity | None:
-        """Who holds the slot at `path`, as last seen by `try_lost`."""
-        seen = self._observed.get(path)
-        return seen.identity if seen else None
-
-    def forget_others(self, paths: set[str]) -> None:
-        """Drop what was seen of slots that are not among `paths`."""
-        for path in self._observed.keys() - paths:
-            del self._observed[path]
-
-    def try_lost(self, path: str) -> LostSlot | None:
-        """The proof that the worker of the slot at `path` is lost, or None if it may be alive."""
-        now = self._clock()
-        seen = self._observed.get(path)
-        if seen is None:
-            seen = self._observed[path] = _Observed(now)
-        reason = self._reason(path, seen, now)
-        seen.last_look = now
-        if reason is None:
-            return None
-        return LostSlot(path, os.path.basename(path), seen.identity, reason)
-
-    def _reason(self, path: str, seen: _Observed, now: float) -> str | None:
-        # The process table of this host is cheaper than the disk, and is proof.
-        if seen.identity is not None and seen.identity.is_here and not seen.identity.is_running:
-            return f"its process {seen.identity.pid} is gone"
-        try:
-            counter, identity = _read_alive(path)
-        except FileNotFoundError:
-            if seen.is_headless:
-                return "its heartbeat file is gone"
-            seen.is_headless = True
-            return None
-        seen.is_headless = False
-        if identity is not None:
-            seen.identity = identity
-            if identity.is_here and not identity.is_running:
-                return f"its process {identity.pid} is gone"
-            if not identity.is_here and self._filesystem.locks_are_proof and _lock_is_free(path):
-                return f"{identity.host} no longer holds its lock"
-        if counter != seen.counter:
-            seen.counter = counter
-            seen.silent_seconds = 0.0
-            return None
-        # An observer that slept itself saw nothing in that time: a long gap counts as one heartbeat.
-        seen.silent_seconds += min(now - seen.last_look, self._settings.heartbeat_seconds)
-        if seen.silent_seconds < self._settings.lost_seconds:
-            return None
-        return f"no heartbeat for {self._settings.lost_seconds:g} seconds"
-
-
-def _lock_is_free(path: str) -> bool:
+def lock_is_free(path: str) -> bool:
+    """Whether nobody holds the lock on a slot's `alive`; False where there are no locks, and so no proof."""
     try:
         fd = os.open(f"{path}/alive", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

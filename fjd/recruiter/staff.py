@@ -22,11 +22,12 @@ from typing import NamedTuple
 import fjd
 from fjd import disk, host, spool
 from fjd.errors import RecruitError, SlotLost, UsageError
+from fjd.judge import Judge
 from fjd.names import JobName
 from fjd.project import Project
 from fjd.reclaim import Reclaimer
 from fjd.recruiter import Backend, Launch
-from fjd.slot import Identity, Judge, Order, give_order, is_slot_name, new_slot_name
+from fjd.slot import Identity, Order, give_order, is_slot_name, new_slot_name
 
 __all__ = ["Fired", "Member", "fire", "hire", "roster", "select", "wait_gone"]
 

@@ -19,6 +19,7 @@ import pytest
 from lab import Clock, make_project
 
 import fjd.dispatcher
+import fjd.queue
 import fjd.reclaim
 from fjd import disk, host, spool
 from fjd.dispatcher import Dispatcher, Picture
@@ -443,7 +444,7 @@ def test_look_ahead_examines_each_file_once(scene: Scene, monkeypatch: pytest.Mo
 
 def test_look_ahead_is_limited(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long queue must not be read from end to end before the first worker comes."""
-    monkeypatch.setattr(fjd.dispatcher, "_LOOK_AHEAD", 2)
+    monkeypatch.setattr(fjd.queue, "_LOOK_AHEAD", 2)
     scene.jobs(2)
     scene.drop("zbad.conf", text="no job\n")
     picture = scene.step(3)
@@ -531,7 +532,7 @@ def test_foreign_file_does_not_stop_the_own_ones_behind_it(scene: Scene) -> None
 def test_foreign_files_do_not_keep_the_dispatcher_when_they_are_many(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fjd.dispatcher, "_LOOK_AHEAD", 2)
+    monkeypatch.setattr(fjd.queue, "_LOOK_AHEAD", 2)
     scene.jobs(5)
     for filename in os.listdir(scene.project.jobqueue):
         os.chown(f"{scene.project.jobqueue}/{filename}", NOBODY, NOBODY)

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from lab import Clock
 
-from fjd import disk, slot
+from fjd import disk, judge, slot
 from fjd.errors import InternalError, SlotLost, TargetTaken
 from fjd.filesystem import Filesystem
+from fjd.judge import Judge
 from fjd.project import Project
 from fjd.settings import Settings
-from fjd.slot import Claim, Identity, Judge, Order, OwnSlot, give_order, read_identity, read_session, set_aside
+from fjd.slot import Claim, Identity, Order, OwnSlot, give_order, read_identity, read_session, set_aside
 
 HERE = Identity.of_this_process("vm-1", "tmux", "tmux attach")
 DEAD_HERE = HERE._replace(start_ticks=1)
@@ -275,7 +276,7 @@ def test_leave_keeps_every_job_and_the_lock(place: str, own_slot: OwnSlot) -> No
     Path(own_slot.path, place).write_text("")
     assert own_slot.leave() is False
     assert tree(own_slot.path) >= {place, "alive", "claim"}
-    assert not slot._lock_is_free(own_slot.path)
+    assert not slot.lock_is_free(own_slot.path)
     own_slot.beat()
 
 
@@ -425,7 +426,7 @@ def test_worker_is_lost_at_once_when_its_process_ends_between_two_looks(
     assert here.look() is None
     monkeypatch.setattr("fjd.host.start_ticks", lambda pid: None)
     # The process table is proof, so the disk is not even asked.
-    monkeypatch.setattr(slot, "_read_alive", None)
+    monkeypatch.setattr(judge, "read_alive", None)
     assert here.look() == f"its process {HERE.pid} is gone"
 
 
@@ -497,7 +498,7 @@ def test_observer_takes_no_lock_with_it(queue: str) -> None:
     watched = Watched(queue, ELSEWHERE, LOCKS)
     watched.own.close()
     assert watched.look() is not None
-    assert slot._lock_is_free(watched.own.path)
+    assert slot.lock_is_free(watched.own.path)
 
 
 def test_worker_is_lost_at_the_second_look_without_a_heartbeat_file(here: Watched) -> None:
