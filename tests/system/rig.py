@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 import pytest
 from checker import check
@@ -60,13 +60,16 @@ def stays_so(condition: Callable[[], bool], seconds: float, report: Callable[[],
         time.sleep(0.01)
 
 
+def lacking(how: str) -> NoReturn:
+    """Skip a test that this machine cannot do, and say how to get what it needs; in CI that is an error."""
+    if os.environ.get("CI"):
+        pytest.fail(how)
+    pytest.skip(how)
+
+
 def need_tmux() -> None:
-    """Skip a test where tmux is missing, but not in CI."""
     if shutil.which("tmux") is None:
-        how = "tmux is not installed: apt install tmux, dnf install tmux or brew install tmux"
-        if os.environ.get("CI"):
-            pytest.fail(how)
-        pytest.skip(how)
+        lacking("tmux is not installed: apt install tmux, or dnf install tmux")
 
 
 def is_running(pid: int) -> bool:
@@ -454,7 +457,7 @@ def as_nobody() -> tuple[list[str], dict[str, Any]]:
             continue
         if done.returncode == 0:
             return [interpreter, "-m"], options
-    pytest.skip("no Python that another user may run has the packages of fjd")
+    lacking("no Python that another user may run has the packages of fjd")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rig import PATIENCE_SECONDS, Rig, rigs, stays_so, wait_until
+from rig import PATIENCE_SECONDS, Rig, lacking, rigs, stays_so, wait_until
 
 # Complete only with its last line: what comes before is a valid job, too.
 HALF = "[control]\nexecutable: sh -c 'nice; echo half or whole'\n# é\n"
@@ -54,7 +54,7 @@ def test_job_is_taken_when_it_was_moved(shared: Rig, source: Path) -> None:
 def test_job_is_taken_when_it_was_moved_from_another_filesystem(shared: Rig, source: Path) -> None:
     other = Path("/dev/shm")
     if not other.is_dir() or os.stat(other).st_dev == os.stat(shared.path).st_dev:
-        pytest.skip("no second filesystem at /dev/shm")
+        lacking("no second filesystem at /dev/shm")
     elsewhere = other / f"{os.path.basename(shared.tmux_folder)}.conf"
     shutil.copy(source, elsewhere)
     subprocess.run(["mv", elsewhere, shared.path / "jobqueue/mv-other.conf"], check=True)
@@ -99,7 +99,7 @@ def test_job_is_taken_when_an_editor_renamed_its_draft(shared: Rig, source: Path
 
 def test_job_is_taken_when_vim_wrote_it(shared: Rig) -> None:
     if shutil.which("vim") is None:
-        pytest.skip("vim is not installed: apt install vim")
+        lacking("vim is not installed: apt install vim")
     # Vim has its own way to quote a text.
     text = WHOLE.replace("'", '"')
     commands = [f"call append(line('$')-1, '{line}')" for line in text.splitlines()]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rig import PATIENCE_SECONDS, Rig, rigs, stays_so, wait_until
+from rig import PATIENCE_SECONDS, Rig, lacking, rigs, stays_so, wait_until
 
 SIZE = 4_000_000
 
@@ -19,13 +19,13 @@ def small(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
     """A project on a disk of 4 MB."""
     kind = request.param
     if os.getuid() != 0:
-        pytest.skip("only root can mount a small disk")
+        lacking("only root can mount a small disk")
     point = tmp_path / "project"
     for rig in rigs(tmp_path, {}):
         words = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=700", "fjd-test", str(point)]
         if kind == "ext4":
             if shutil.which("mkfs.ext4") is None:
-                pytest.skip("mkfs.ext4 is not installed: apt install e2fsprogs")
+                lacking("mkfs.ext4 is not installed: apt install e2fsprogs")
             image = tmp_path / "image"
             with open(image, "wb") as file:
                 file.truncate(SIZE)
@@ -34,7 +34,7 @@ def small(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
             words = ["mount", "-o", "loop", str(image), str(point)]
         mounted = subprocess.run(words, capture_output=True, text=True, check=False)
         if mounted.returncode != 0:
-            pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+            lacking(f"cannot mount a small disk here: {mounted.stderr.strip()}")
         try:
             (point / "fjd.conf").write_text("[fjd]\ngrace_seconds: 0.5\nsettle_seconds: 0.2\n")
             yield rig
