@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def _hire(options: argparse.Namespace) -> int:
     opened = project.locate(options.dir, options.project)
     count = _count(options.count, host.cores())
     opened.prepare()
-    chosen = recruiter.backend(options.backend, opened.path, opened.logs)
+    chosen = recruiter.backend(options.backend, opened.path)
     staff.hire(opened, count, chosen)
     say(f"Hired {counted(count, 'worker')} on localhost.")
     return ExitCode.OK
@@ -122,7 +123,8 @@ def _list(options: argparse.Namespace) -> int:
                 member.state,
                 printable(member.job) or "-",
                 duration(time.time() - member.since) if member.since is not None else "-",
-                (identity.watch if identity else "") or f"tail -f {opened.worker_log(member.slot_name)}",
+                # The log of a worker that had to join again is another one.
+                (identity.watch if identity else "") or f"tail -f {shlex.quote(opened.worker_log(member.slot_name))}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(5)]

@@ -38,7 +38,7 @@ class Backend(Protocol):
     name: str
 
     def watch_hint(self, slot_name: str) -> str:
-        """The command that shows a worker to a person."""
+        """The command that shows a worker to a person; empty if its log is all there is."""
 
     def start(self, launches: list[Launch], environment: dict[str, str]) -> None:
         """Start all of them, without waiting until they are ready. Raises RecruitError."""
@@ -47,7 +47,7 @@ class Backend(Protocol):
         """Those of the started workers that are known not to run any more."""
 
 
-def backend(name: str, project_path: str, log_folder: str) -> Backend:
+def backend(name: str, project_path: str) -> Backend:
     """The backend of this name. Raises RecruitError if this host cannot do it."""
     # Each is imported only when it is wanted: libtmux costs more than everything else that `recruiter` does.
     if name == "tmux":
@@ -57,5 +57,5 @@ def backend(name: str, project_path: str, log_folder: str) -> Backend:
     if name == "local":
         from fjd.recruiter.local import LocalBackend
 
-        return LocalBackend(log_folder)
+        return LocalBackend()
     raise UsageError(name, "no such backend", f"choose one of {', '.join(BACKENDS)}")

@@ -7,7 +7,6 @@ these processes: the recruiter ends before them, and they become init's.
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 
 from fjd.errors import RecruitError
@@ -21,12 +20,12 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, log_folder: str) -> None:
-        self._log_folder = log_folder
+    def __init__(self) -> None:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def watch_hint(self, slot_name: str) -> str:
-        return f"tail -f {shlex.quote(f'{self._log_folder}/{slot_name}.log')}"
+        """Nothing but its log, which every worker has."""
+        return ""
 
     def start(self, launches: list[Launch], environment: dict[str, str]) -> None:
         for launch in launches:

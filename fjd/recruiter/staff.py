@@ -123,7 +123,7 @@ def hire(project: Project, count: int, chosen: Backend) -> list[str]:
 
 def _free_names(project: Project, count: int) -> list[str]:
     """Slot names HOST-1.xxxxxx, HOST-2.xxxxxx, ...: the lowest numbers that no slot of this host uses."""
-    used = {name.partition(".")[0] for name in _list(project.workerqueue)}
+    used = {name.removeprefix(".").partition(".")[0] for name in _list(project.workerqueue)}
     free = (f"{host.host_name()}-{number}" for number in range(1, len(used) + count + 1))
     return [new_slot_name(worker) for worker in free if worker not in used][:count]
 
