@@ -296,7 +296,8 @@ def _strays(slot_name: str, project_path: str, session: tuple[int, int]) -> list
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
             number = os.getsid(process.pid)
-            environment = process.environ()
+            # Empty for a moment while it executes another program.
+            environment = process.environ() or process.environ()
         except (psutil.Error, OSError):
             continue
         is_marked = environment.get("FJD_WORKER") == slot_name

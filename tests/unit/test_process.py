@@ -483,8 +483,8 @@ def left() -> Iterator[Left]:
 
 
 MARKS = {"FJD_WORKER": "vm-1.k3f9", "FJD_PROJECT_DIR": "/the/project"}
-# A fifo would do as well; nothing here ends by itself.
-ALONE = "echo $$; exec sleep 60"
+# Does not end by itself; and does not exec, since a process has no environment while it does.
+ALONE = "echo $$; kill -STOP $$"
 
 
 def test_kill_strays_finds_the_job_by_its_environment(left: Left) -> None:
