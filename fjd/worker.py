@@ -285,7 +285,7 @@ class Worker:
         )
         if moved is None:
             log.warning("%s: this outcome does not count: the job file is gone, or was taken over by others", title)
-            set_aside(self._own.path, self._project.logs, jobs=True)
+            self._patiently(title, lambda: set_aside(self._own.path, self._project.logs, jobs=True))
         elif record.outcome == "succeeded":
             log.info("%s succeeded in %.2f s", title, record.seconds)
         elif record.outcome == "failed":
